@@ -1,0 +1,1 @@
+"""A laboratory for attention mechanisms: define, prove, run and compare them fairly."""
