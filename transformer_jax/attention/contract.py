@@ -107,7 +107,9 @@ class Geometry:
                 f"serves the same number of query heads."
             )
         if self.rotary is not None and self.head_size % 2:
-            raise BadInput(f"Rotary positions turn pairs of channels: head_size={self.head_size} must be even.")
+            raise BadInput(
+                f"Rotary positions turn pairs of channels: head_size={self.head_size} must be even."
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -136,7 +138,7 @@ class Layout:
         """(B, T) bool, False at padding; None where nothing is padded."""
         if self.lengths is None:
             return None
-        return jnp.arange(self.positions.shape[1]) < self.lengths[:, None]
+        return jnp.arange(self.positions.shape[1])[None] < self.lengths[:, None]
 
     def starts(self, previous: jax.Array | None = None) -> jax.Array | None:
         """(B, T) bool: does a segment begin here? `previous` (B,) is the segment before the first token.
@@ -175,6 +177,8 @@ class Mixer(nnx.Module):
     state: ClassVar[str] = ""
     """Decode state per sequence in T, such as 'T' or '1'."""
     capability: ClassVar[Capability] = Capability()
+    own_convolution: ClassVar[bool] = False
+    """Whether it has a short convolution inside; a model then adds none before it."""
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-5, "bfloat16": 2e-2}
     """Error budget: ‖y − y64‖ / ‖y64‖ against the float64 definition, per dtype of the streams."""
 
@@ -211,7 +215,9 @@ class Mixer(nnx.Module):
             if wanted:
                 self.capability.require(mode, self.name)
         if state is not None and not self.geometry.causal:
-            raise BadInput(f"{self.name} keeps a decode state only when causal; this one sees both directions.")
+            raise BadInput(
+                f"{self.name} keeps a decode state only when causal; this one sees both directions."
+            )
         length = layout.positions.shape[1]
         if length > self.geometry.length:
             raise BadInput(

@@ -15,7 +15,7 @@ def rotate(x: jax.Array, positions: jax.Array, base: float = 10_000.0) -> jax.Ar
     half = x.shape[-1] // 2
     accurate = jnp.promote_types(jnp.float32, x.dtype)
     rates = base ** (-jnp.arange(half, dtype=accurate) / half)
-    angles = (positions[..., None].astype(accurate) * rates)[:, :, None, :]
+    angles = positions[..., None, None].astype(accurate) * rates[None, None, None]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = x[..., :half].astype(accurate), x[..., half:].astype(accurate)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)

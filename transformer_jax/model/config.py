@@ -1,0 +1,97 @@
+"""What a model is, said once: sizes, blocks, positions, and which mechanism mixes in which layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from transformer_jax.attention import catalogue
+from transformer_jax.errors import BadInput, unknown
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """A mechanism of the catalogue and the options it is built with."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        known = catalogue.options(catalogue.find(self.name))
+        for option, value in self.options:
+            if option not in known:
+                raise unknown(f"option of {self.name}", option, known)
+            kind, _ = known[option]
+            if isinstance(kind, type) and not _is(value, kind):
+                raise BadInput(f"{self.name}.{option}={value!r} must be of type {kind.__name__}.")
+
+
+def mechanism(name: str, **options: Any) -> Mechanism:
+    """`Mechanism` with its options as keywords."""
+    return Mechanism(name, tuple(sorted(options.items())))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A decoder or encoder; the task decides which, and the sizes of vocabulary and output.
+
+    Attributes:
+      mixers: one mechanism, or a pattern of them that repeats over the layers (a hybrid).
+      layers: number of blocks, a multiple of the pattern's length.
+      width: D. heads: N. kv_heads: K (default N). head_size: H (default D / N).
+      mlp: after each mixer: none, GELU (arXiv:1606.08415) or SwiGLU (arXiv:2002.05202).
+      mlp_ratio: hidden size over D; SwiGLU takes two thirds of it, so that parameters match.
+      norm: LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467).
+      norm_position: before each branch, or after each residual sum as in arXiv:1706.03762.
+      positions: none; sinusoidal or learned, added to the embeddings; rotary, inside those mixers
+        that compare queries with keys (recurrent ones know the order already and ignore it).
+      dropout: rate, on embeddings and on each branch.
+      embeddings: whether the output layer shares the input embedding's matrix.
+      convolution: taps of a short causal convolution before each mixer (arXiv:2402.18668), 0 for
+        none. A mechanism that brings its own gets no second one.
+      pooling: how an encoder becomes one vector, for classification.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      compute: dtype of activations; parameters are float32.
+    """
+
+    mixers: tuple[Mechanism, ...] = (Mechanism("full"),)
+    layers: int = 2
+    width: int = 64
+    heads: int = 1
+    kv_heads: int | None = None
+    head_size: int | None = None
+    mlp: Literal["none", "gelu", "swiglu"] = "gelu"
+    mlp_ratio: float = 4.0
+    norm: Literal["layer", "rms"] = "layer"
+    norm_position: Literal["pre", "post"] = "pre"
+    positions: Literal["none", "sinusoidal", "learned", "rotary"] = "learned"
+    rotary_base: float = 10_000.0
+    dropout: float = 0.0
+    embeddings: Literal["tied", "untied"] = "tied"
+    convolution: int = 0
+    pooling: Literal["mean", "first"] = "mean"
+    remat: Literal["none", "full"] = "none"
+    compute: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise unknown(f"value of model.{name}", value, get_args(kind))
+        if not self.mixers:
+            raise BadInput("model.mixers is empty: name at least one mechanism.")
+        if self.layers < 1 or self.layers % len(self.mixers):
+            raise BadInput(
+                f"model.layers={self.layers} must be a positive multiple of the pattern of "
+                f"{len(self.mixers)} mechanism(s), which repeats over the layers."
+            )
+        if not 0 <= self.dropout < 1:
+            raise BadInput(f"model.dropout={self.dropout} must be at least 0 and below 1.")
+        if self.convolution < 0:
+            raise BadInput(f"model.convolution={self.convolution} must be 0 (none) or a number of taps.")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -1,0 +1,197 @@
+"""The model: embed tokens, run the blocks, read out. Decoder and encoder are one module."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from transformer_jax.attention.contract import Geometry, Layout, State
+from transformer_jax.errors import BadInput
+from transformer_jax.model.block import Block, normalization
+from transformer_jax.model.config import Transformer
+from transformer_jax.model.positions import locate, nowhere, sinusoids
+
+
+class Period(nnx.Module):
+    """One round of the layer pattern: a block for each of its mechanisms, in order."""
+
+    def __init__(self, config: Transformer, geometry: Geometry, rngs: nnx.Rngs):
+        self.blocks = nnx.List([Block(config, m, geometry, rngs=rngs) for m in config.mixers])
+
+    def __call__(self, x, layout: Layout, states, key):
+        keys = [None] * len(self.blocks) if key is None else jax.random.split(key, len(self.blocks))
+        moved = []
+        for i, block in enumerate(self.blocks):
+            x, state = block(x, layout, None if states is None else states[i], keys[i])
+            moved.append(state)
+        return x, None if states is None else moved
+
+
+class Model(nnx.Module):
+    """Tokens (B, T) to logits: (B, T, outputs) for target "token", (B, outputs) for "sequence".
+
+    Args:
+      config: sizes and mechanisms.
+      vocabulary: V, number of token ids. outputs: number of classes or tokens to score.
+      target: whether each token or the whole sequence gets logits.
+      causal: a decoder (each token sees its past) or an encoder.
+      length: longest sequence, in tokens.
+    """
+
+    def __init__(
+        self,
+        config: Transformer,
+        *,
+        vocabulary: int,
+        outputs: int,
+        target: Literal["token", "sequence"],
+        causal: bool,
+        length: int,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.vocabulary, self.outputs, self.target = config, vocabulary, outputs, target
+        dtype = jnp.dtype(config.compute)
+        self.geometry = Geometry(
+            width=config.width,
+            heads=config.heads,
+            kv_heads=config.kv_heads,
+            head_size=config.head_size,
+            length=length,
+            causal=causal,
+            rotary=config.rotary_base if config.positions == "rotary" else None,
+            dtype=config.compute,
+        )
+        # The sinusoidal table has entries of order 1: embeddings multiplied by √D (arXiv:1706.03762,
+        # section 3.4) match it when they start at 1/√D.
+        scale = config.width**-0.5 if config.positions == "sinusoidal" else 0.02
+        init = nnx.initializers.normal(scale)
+        self.embed = nnx.Embed(vocabulary, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        if config.positions == "learned":
+            self.position = nnx.Embed(length, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        repeats = config.layers // len(config.mixers)
+        self.periods = jax.vmap(lambda r: Period(config, self.geometry, r))(rngs.split(repeats))
+        self.norm = normalization(config, rngs) if config.norm_position == "pre" else None
+        self.tied = config.embeddings == "tied" and target == "token"
+        if self.tied and outputs != vocabulary:
+            raise BadInput(
+                f"Tied embeddings need as many outputs as tokens, here {outputs} and {vocabulary}: "
+                f'set model.embeddings to "untied".'
+            )
+        if not self.tied:
+            self.head = nnx.Linear(config.width, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        state: State | None = None,
+        dropout: jax.Array | None = None,
+    ) -> tuple[jax.Array, State | None]:
+        """tokens (B, T) int32 -> float32 logits, and the state after the last valid token.
+
+        Args:
+          lengths: (B,) valid tokens per row; the rest is padding.
+          segments: (B, T) packed documents that must not see each other.
+          state: of `init_state`, or of the call before; None when training.
+          dropout: a PRNG key; None turns dropout off.
+        """
+        batch, length = tokens.shape
+        before = None if state is None else state["place"]
+        layout, place = locate(length, batch, segments=segments, lengths=lengths, before=before)
+        keys = (None, None) if dropout is None else tuple(jax.random.split(dropout))
+        x = self.embedded(tokens, layout)
+        x = self.dropout(x, deterministic=dropout is None, rngs=keys[0])
+        x, blocks = self.run(x, layout, None if state is None else state["blocks"], keys[1])
+        if self.norm is not None:
+            x = self.norm(x)
+        logits = self.read_out(x, layout)
+        return logits, None if state is None else {"place": place, "blocks": blocks}
+
+    def embedded(self, tokens: jax.Array, layout: Layout) -> jax.Array:
+        """(B, T) -> (B, T, D): what the first block reads."""
+        x = self.embed(tokens)
+        if self.config.positions == "learned":
+            x = x + self.position(layout.positions)
+        elif self.config.positions == "sinusoidal":
+            x = x * self.config.width**0.5 + sinusoids(layout.positions, self.config.width).astype(x.dtype)
+        return x
+
+    def run(self, x: jax.Array, layout: Layout, states, key: jax.Array | None):
+        """The blocks: one scan over the repeats of the layer pattern, so that depth costs no compile time."""
+        repeats = self.config.layers // len(self.config.mixers)
+        keys = None if key is None else jax.random.split(key, repeats)
+
+        def body(x, layer):
+            period, states, key = layer
+            return period(x, layout, states, key)
+
+        if self.config.remat == "full":
+            body = jax.checkpoint(body)
+        return jax.lax.scan(body, x, (self.periods, states, keys))
+
+    def read_out(self, x: jax.Array, layout: Layout) -> jax.Array:
+        if self.target == "sequence":
+            if self.config.pooling == "first":
+                x = x[:, 0]
+            elif layout.valid is None:
+                x = x.mean(1)
+            else:
+                valid = layout.valid[..., None]
+                # A row that is all padding has nothing to average: it reads out zeros.
+                x = jnp.where(valid, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
+        logits = self.embed.attend(x) if self.tied else self.head(x)
+        return logits.astype(jnp.float32)
+
+    def init_state(self, batch: int) -> State:
+        """The empty state of `batch` sequences. Raises BadInput where a mechanism has none."""
+
+        def one(period: Period):
+            return [block.init_state(batch) for block in period.blocks]
+
+        return {"place": nowhere(batch), "blocks": jax.vmap(one)(self.periods)}
+
+    @property
+    def mixers(self) -> list:
+        """One mixer of each kind in the layer pattern (their parameters stacked over the repeats)."""
+        return [block.mixer for block in self.periods.blocks]
+
+    def notes(self) -> dict[str, str]:
+        """What a report must name beside each mechanism: its conventions, and a convolution of its own."""
+        notes: dict[str, str] = {}
+        for mixer in self.mixers:
+            direction = "causal" if self.geometry.causal else "bidirectional"
+            said = [mixer.capability.notes.get(direction, "")]
+            if mixer.own_convolution:
+                said.append("brings its own short convolution")
+            notes[mixer.name] = "; ".join(filter(None, said))
+        return {name: said for name, said in notes.items() if said}
+
+    def state_size(self) -> int | None:
+        """Numbers held per sequence while decoding at full length; None where decoding is undefined."""
+        try:
+            state = jax.eval_shape(lambda: self.init_state(1))
+        except BadInput:
+            return None
+        return sum(
+            leaf.size for leaf in jax.tree.leaves(state["blocks"]) if jnp.issubdtype(leaf, jnp.inexact)
+        )
+
+    def parameters(self) -> int:
+        """Number of learned numbers."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self, nnx.Param)))
+
+    def check_tokens(self, tokens: np.ndarray) -> None:
+        """Raises BadInput where a token id lies outside the vocabulary."""
+        low, high = int(np.min(tokens)), int(np.max(tokens))
+        if low < 0 or high >= self.vocabulary:
+            raise BadInput(
+                f"Token id {low if low < 0 else high} is outside the vocabulary of {self.vocabulary} "
+                f"(0 to {self.vocabulary - 1}): encode the input with the task's own tokenizer."
+            )
