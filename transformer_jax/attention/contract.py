@@ -177,6 +177,8 @@ class Mixer(nnx.Module):
     state: ClassVar[str] = ""
     """Decode state per sequence in T, such as 'T' or '1'."""
     capability: ClassVar[Capability] = Capability()
+    small: ClassVar[Mapping[str, Any]] = {}
+    """Options at which the conformance suite proves it: small, so that short sequences exercise all of it."""
     own_convolution: ClassVar[bool] = False
     """Whether it has a short convolution inside; a model then adds none before it."""
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-5, "bfloat16": 2e-2}

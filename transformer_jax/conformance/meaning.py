@@ -1,0 +1,104 @@
+"""Checks of meaning: every execution computes what the definition says."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.attention.contract import Layout
+from transformer_jax.conformance.subject import Subject, agree, by_definition, heads_of, inputs, run
+
+# Float64 leaves about 1e-15 per operation; sums over tens of terms and an exponential or two lie well
+# within these.
+EXACT, GRADIENT = 1e-10, 1e-8
+
+
+def definition_is_matched(subject: Subject) -> None:
+    """The parallel execution equals the definition, values and gradients, at lengths that divide
+    nothing, for multi-head, grouped and multi-query heads."""
+    for length, kv_heads, rotary in ((37, 4, None), (24, 2, 100.0), (1, 1, None)):
+        mixer = heads_of(subject.build(kv_heads=kv_heads, rotary=rotary))
+        x, layout = inputs(2, length), Layout.plain(2, length)
+
+        def both(x, mixer=mixer, layout=layout):
+            streams, _ = mixer.streams(x, layout)
+            weights = jnp.cos(jnp.arange(streams["v"].shape[-1], dtype=x.dtype) + 1)[None, None, None]
+
+            def total(core):
+                def f(streams):
+                    o = core(streams)
+                    return jnp.sum(o * weights * jnp.sin(1.0 + jnp.arange(length))[None, :, None, None]), o
+
+                (_, o), gradient = jax.value_and_grad(f, has_aux=True)(streams)
+                return o, gradient
+
+            executed = total(lambda s: mixer.core(s, layout, None)[0])
+            return executed, total(lambda s: by_definition(mixer, s))
+
+        (o, gradient), (o_wanted, gradient_wanted) = jax.jit(both)(x)
+        agree(o, o_wanted, within=EXACT, what=f"values at T={length}")
+        agree(gradient, gradient_wanted, within=GRADIENT, what=f"gradient at T={length} of ")
+
+
+def matrix_is_effective(subject: Subject) -> None:
+    """The definition is linear in v: applied to v = I it yields the matrix that maps v to the
+    output, zero above the diagonal when causal."""
+    mixer = heads_of(subject.build())
+    streams, _ = mixer.streams(inputs(1, 21), Layout.plain(1, 21))
+    identity = jnp.broadcast_to(jnp.eye(21)[None, :, None], (1, 21, streams["v"].shape[2], 21))
+    matrix = by_definition(mixer, streams | {"v": identity})
+    v = jnp.repeat(streams["v"], matrix.shape[2] // streams["v"].shape[2], axis=2)
+    agree(
+        jnp.einsum("btns,bsnh->btnh", matrix, v),
+        by_definition(mixer, streams),
+        within=EXACT,
+        what="matrix times v",
+    )
+    if subject.causal:
+        above = np.triu(np.ones((21, 21), bool), 1)
+        assert not np.asarray(matrix).transpose(0, 2, 1, 3)[..., above].any(), "the matrix sees the future"
+
+
+def cross_is_matched(subject: Subject) -> None:
+    """With a context of another length as keys and values, the execution equals the definition."""
+    subject.require("cross")
+    if subject.causal:
+        return  # what comes before what is undefined between two sequences
+    mixer = heads_of(subject.build())
+    x, context, layout = inputs(2, 13), inputs(2, 29, seed=2), Layout.plain(2, 13)
+    streams, _ = mixer.streams(x, layout, None, context)
+    agree(
+        mixer.core(streams, layout, None)[0], by_definition(mixer, streams), within=EXACT, what="cross-attention"
+    )
+    y, _ = run(mixer, x, layout, context=context)
+    moved, _ = run(mixer, x, layout, context=context + 1)
+    assert y.shape == x.shape and np.abs(y - moved).max() > 1e-6, "the context does not reach the output"
+
+
+def rounding_is_bounded(subject: Subject) -> None:
+    """In float32 and bfloat16 the execution stays inside the error budget of the record, against the
+    float64 definition on the same streams, and gradients are finite."""
+    for dtype, budget in subject.mixer.tolerance.items():
+        mixer = heads_of(subject.build(dtype=dtype, length=160))
+        layout = Layout.plain(2, 160)
+        x = inputs(2, 160, dtype=jnp.dtype(dtype))
+        streams, _ = mixer.streams(x, layout)
+        o, _ = jax.jit(lambda s, mixer=mixer, layout=layout: mixer.core(s, layout, None))(streams)
+        exact = {name: s.astype(jnp.float64) for name, s in streams.items()}
+        agree(o, by_definition(mixer, exact), within=budget, what=f"values in {dtype}")
+        gradient = jax.jit(jax.grad(lambda x, mixer=mixer, layout=layout: _total(mixer(x, layout)[0])))(x)
+        assert np.isfinite(np.asarray(gradient, np.float32)).all(), f"the gradient in {dtype} is not finite"
+
+
+def large_inputs_stay_finite(subject: Subject) -> None:
+    """Inputs a hundred times their usual size leave float32 values and gradients finite."""
+    mixer = subject.build(dtype="float32")
+    x = 100 * inputs(1, 40, dtype=jnp.float32)
+    layout = Layout.plain(1, 40)
+    y, gradient = jax.jit(jax.value_and_grad(lambda x: _total(mixer(x, layout)[0])))(x)
+    assert np.isfinite(y) and np.isfinite(gradient).all(), "large inputs overflow"
+
+
+def _total(y: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.sin(y.astype(jnp.float32)))

@@ -1,0 +1,104 @@
+"""What a check is given: one mechanism, built small, and the tools to compare its executions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from transformer_jax.attention.contract import Geometry, Layout, Mixer, Mode
+from transformer_jax.attention.heads import HeadMixer, Streams, repeat_heads
+
+
+class Undefined(Exception):
+    """The mechanism is not defined for what a check proves; the message is its own reason."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A mechanism in one direction, at the sizes its class names as `small`."""
+
+    mixer: type[Mixer]
+    causal: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def direction(self) -> Mode:
+        return "causal" if self.causal else "bidirectional"
+
+    def require(self, mode: Mode) -> None:
+        if not self.mixer.capability.defined(mode):
+            raise Undefined(self.mixer.capability.refused[mode])
+
+    def build(self, *, dtype: str = "float64", length: int = 48, seed: int = 0, **geometry: Any) -> Mixer:
+        """A mixer whose parameters are all random: zeros at the start would hide what they touch."""
+        geometry = {"width": 16, "heads": 4, "head_size": 8} | geometry
+        g = Geometry(**geometry, length=length, causal=self.causal, dtype=dtype)
+        mixer = self.mixer(g, rngs=nnx.Rngs(seed), **self.options)
+        graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
+        leaves, tree = jax.tree.flatten(learned)
+        draw = np.random.default_rng(seed)
+        noisy = [leaf + 0.2 * draw.standard_normal(leaf.shape).astype(leaf.dtype) for leaf in leaves]
+        return nnx.merge(graph, jax.tree.unflatten(tree, noisy), rest)
+
+
+def inputs(batch: int, length: int, width: int = 16, *, seed: int = 1, dtype: Any = jnp.float64) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, length, width)), dtype)
+
+
+def by_definition(mixer: HeadMixer, streams: Streams) -> jax.Array:
+    """The definition, head by head and row by row: streams (B, T, heads, …) → (B, T, N, H)."""
+    streams = {name: repeat_heads(x, mixer.geometry.heads) for name, x in streams.items()}
+    one_head = lambda s: mixer.definition(**s)
+    return jax.vmap(jax.vmap(one_head, in_axes=1, out_axes=1))(streams)
+
+
+def heads_of(mixer: Mixer) -> HeadMixer:
+    """The mixer as one with streams and a definition. Raises Undefined where it has none."""
+    if not isinstance(mixer, HeadMixer):
+        raise Undefined(f"{mixer.name} has no streams of its own to compare with a definition")
+    return mixer
+
+
+def agree(found: Any, wanted: Any, *, within: float, what: str) -> None:
+    """‖found − wanted‖ ≤ within · ‖wanted‖, leaf by leaf; raises AssertionError with the figure."""
+    pairs = zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True)
+    for (path, a), b in pairs:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape, f"{what}{jax.tree_util.keystr(path)}: shape {a.shape}, wanted {b.shape}"
+        assert np.isfinite(a).all(), f"{what}{jax.tree_util.keystr(path)} is not finite"
+        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+        # Where nothing is wanted (an exact zero) an absolute error counts.
+        if not b.any():
+            error = np.abs(a).max(initial=0)
+        assert error <= within, f"{what}{jax.tree_util.keystr(path)}: error {error:.2e} exceeds {within:.0e}"
+
+
+def run(mixer: Mixer, x: jax.Array, layout: Layout | None = None, state: Any = None, **kw: Any):
+    """One call, compiled: `mixer(x, layout, state)`."""
+    layout = Layout.plain(*x.shape[:2]) if layout is None else layout
+    return call(mixer)(x, layout, state, **kw)
+
+
+def call(mixer: Mixer) -> Callable:
+    graph, values = nnx.split(mixer)
+
+    @jax.jit
+    def go(values, x, layout, state, context=None):
+        return nnx.merge(graph, values)(x, layout, state, context)
+
+    return lambda x, layout, state=None, context=None: go(values, x, layout, state, context)
+
+
+def part(layout: Layout, start: int, stop: int) -> Layout:
+    """The layout of tokens `start` to `stop`."""
+    return Layout(
+        layout.positions[:, start:stop],
+        None if layout.segments is None else layout.segments[:, start:stop],
+        None if layout.lengths is None else jnp.clip(layout.lengths - start, 0, stop - start),
+    )
