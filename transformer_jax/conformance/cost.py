@@ -22,7 +22,9 @@ def flops_are_stated(subject: Subject) -> None:
             inputs(batch, length, dtype=jnp.float32),
         )
         stated = mixer.flops(batch, length)
-        assert stated == counted, f"states {stated} FLOPs for {batch}×{length} tokens, the program has {counted}"
+        assert stated == counted, (
+            f"states {stated} FLOPs for {batch}×{length} tokens, the program has {counted}"
+        )
 
 
 def state_is_stated(subject: Subject) -> None:
@@ -32,7 +34,9 @@ def state_is_stated(subject: Subject) -> None:
         return
     sizes = []
     for length in (64, 128):
-        state = jax.eval_shape(lambda length=length: subject.build(dtype="float32", length=length).init_state(1))
+        state = jax.eval_shape(
+            lambda length=length: subject.build(dtype="float32", length=length).init_state(1)
+        )
         sizes.append(sum(leaf.size for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf, jnp.floating)))
     grows = sizes[1] > sizes[0]
     assert grows == ("T" in subject.mixer.state), (
@@ -77,6 +81,8 @@ def undefined_is_refused(subject: Subject) -> None:
         try:
             attempts[mode]()
         except BadInput as refusal:
-            assert subject.mixer.capability.refused[mode] in str(refusal), f"{mode} is refused without the reason"
+            assert subject.mixer.capability.refused[mode] in str(refusal), (
+                f"{mode} is refused without the reason"
+            )
         else:
             raise AssertionError(f"{mode} is undefined, yet it runs")

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from transformer_jax.attention.contract import Geometry, Layout, Mixer, Mode
-from transformer_jax.attention.heads import HeadMixer, Streams, repeat_heads
+from transformer_jax.attention.heads import HeadMixer
 
 
 class Undefined(Exception):
@@ -49,13 +49,6 @@ class Subject:
 
 def inputs(batch: int, length: int, width: int = 16, *, seed: int = 1, dtype: Any = jnp.float64) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, length, width)), dtype)
-
-
-def by_definition(mixer: HeadMixer, streams: Streams) -> jax.Array:
-    """The definition, head by head and row by row: streams (B, T, heads, …) → (B, T, N, H)."""
-    streams = {name: repeat_heads(x, mixer.geometry.heads) for name, x in streams.items()}
-    one_head = lambda s: mixer.definition(**s)
-    return jax.vmap(jax.vmap(one_head, in_axes=1, out_axes=1))(streams)
 
 
 def heads_of(mixer: Mixer) -> HeadMixer:

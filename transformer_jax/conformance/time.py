@@ -24,7 +24,9 @@ def future_does_not_leak(subject: Subject) -> None:
         if subject.causal:
             assert change[:at].max() < 1e-12, f"a change at {at} leaks into the past: {change[:at].max():.1e}"
         else:
-            assert change[at - 1] > 1e-9, f"token {at - 1} does not see token {at}, yet claims both directions"
+            assert change[at - 1] > 1e-9, (
+                f"token {at - 1} does not see token {at}, yet claims both directions"
+            )
 
 
 def splitting_changes_nothing(subject: Subject) -> None:

@@ -15,7 +15,9 @@ from transformer_jax.model.transformer import Model
 def trains_in_a_model(subject: Subject) -> None:
     """In a model of two layers under scan, every parameter receives a finite gradient, and at least
     one element of each a gradient that is not zero."""
-    config = Transformer(mixers=(mechanism(subject.mixer.name, **subject.options),), width=16, heads=2, mlp="none")
+    config = Transformer(
+        mixers=(mechanism(subject.mixer.name, **subject.options),), width=16, heads=2, mlp="none"
+    )
     model = Model(
         config, vocabulary=11, outputs=11, target="token", causal=subject.causal, length=48, rngs=nnx.Rngs(0)
     )

@@ -1,0 +1,101 @@
+"""The suite itself: a mechanism broken in one way fails the check that is there for it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from transformer_jax.attention.contract import Capability
+from transformer_jax.attention.heads import HeadMixer
+from transformer_jax.conformance import CHECKS, prove
+from transformer_jax.conformance.subject import Subject
+
+
+class Dense(HeadMixer):
+    """Softmax attention written out: correct, slow, and no more than causal or bidirectional."""
+
+    time = "T²"
+    state = "T"
+    capability = Capability(
+        refused={mode: "the example does not" for mode in ("cross", "packing", "decoding", "padding")}
+    )
+
+    def definition(self, q, k, v):
+        scores = q @ k.T / self.geometry.head_size**0.5
+        if self.geometry.causal:
+            scores = jnp.where(jnp.tril(jnp.ones(scores.shape, bool)), scores, -jnp.inf)
+        return jax.nn.softmax(scores) @ v
+
+    def core(self, streams, layout, state):
+        k, v = (jnp.repeat(streams[n], self.geometry.heads // streams[n].shape[2], 2) for n in "kv")
+        per_head = jax.vmap(jax.vmap(self.definition, 1, 1))
+        return per_head(streams["q"], k, v), {}
+
+    def core_flops(self, batch, length):
+        return 4 * batch * length * length * self.geometry.heads * self.geometry.head_size
+
+
+class WrongScale(Dense):
+    def core(self, streams, layout, state):
+        return super().core(streams | {"q": 1.001 * streams["q"]}, layout, state)
+
+
+class LeaksTheFuture(Dense):
+    def definition(self, q, k, v):
+        return super().definition(q, k, v) + 1e-3 * v.mean(0)
+
+
+class NotLinearInValues(Dense):
+    def definition(self, q, k, v):
+        return super().definition(q, k, jnp.sin(v))
+
+
+class HidesADenseMask(Dense):
+    time = "T"
+
+
+class UnderstatesWork(Dense):
+    def core_flops(self, batch, length):
+        return super().core_flops(batch, length) // 2
+
+
+class RefusesInSilence(Dense):
+    def admit(self, layout, state, context):
+        pass
+
+
+class Overflows(Dense):
+    def definition(self, q, k, v):
+        return super().definition(q, k, v) * (1 + 0 * jnp.exp(q).sum())
+
+
+class Rounds(Dense):
+    def core(self, streams, layout, state):
+        half = {name: s.astype(jnp.float16) for name, s in streams.items()}
+        return super().core(half, layout, state)
+
+
+BROKEN = {
+    WrongScale: "definition_is_matched",
+    LeaksTheFuture: "future_does_not_leak",
+    NotLinearInValues: "matrix_is_effective",
+    HidesADenseMask: "memory_is_not_quadratic",
+    UnderstatesWork: "flops_are_stated",
+    RefusesInSilence: "undefined_is_refused",
+    Overflows: "large_inputs_stay_finite",
+    Rounds: "rounding_is_bounded",
+}
+
+
+@pytest.mark.parametrize("mixer", BROKEN, ids=lambda m: m.__name__)
+def test_a_broken_mechanism_fails_its_check(mixer):
+    result = prove(Subject(mixer, causal=True), BROKEN[mixer])
+    assert result.outcome == "failed" and result.detail, result
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if name != "trains_in_a_model"])
+def test_a_correct_mechanism_passes(name):
+    """`trains_in_a_model` builds by name and is proved on the catalogue."""
+    result = prove(Subject(Dense, causal=True), name)
+    assert result.outcome in ("passed", "undefined"), result.detail
