@@ -1,0 +1,1 @@
+"""From a directory of results to tables, figures and one page. Reads files only."""

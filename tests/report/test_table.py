@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+
+import pytest
+from rich.console import Console
+
+from transformer_jax.report import table
+from transformer_jax.report.table import Column, Sheet
+
+SHEET = Sheet(
+    title="50% & more_of {it} ~ #1 $2 ^3 \\ x",
+    columns=(Column("variant", "words"), Column("τ ± 1")),
+    rows=(("a_b|c", "1,000"), ("[red]d[/red]", "–")),
+    notes=("one & two",),
+)
+
+
+@pytest.mark.quick
+def test_markdown_escapes_pipes():
+    lines = table.markdown(SHEET).splitlines()
+    assert lines[2:5] == ["| variant | τ ± 1 |", "| :-- | --: |", "| a_b\\|c | 1,000 |"]
+    assert lines[-1] == "- one & two"
+
+
+@pytest.mark.quick
+def test_csv_reads_back():
+    assert list(csv.reader(io.StringIO(table.comma_separated(SHEET))))[1:] == [
+        list(row) for row in SHEET.rows
+    ]
+
+
+@pytest.mark.quick
+def test_the_terminal_shows_brackets_as_they_are():
+    console = Console(width=80, file=io.StringIO())
+    console.print(table.terminal(SHEET))
+    assert "[red]d[/red]" in console.file.getvalue()
+
+
+@pytest.mark.quick
+def test_latex_leaves_no_special_character_bare():
+    escaped = table.escape("a_b & 50% #1 $2 {x} ~ ^ \\ < > | ±")
+    assert escaped == (
+        r"a\_b \& 50\% \#1 \$2 \{x\} \textasciitilde{} \textasciicircum{} \textbackslash{} "
+        r"\textless{} \textgreater{} \textbar{} $\pm$"
+    )
+    assert table.escape("naïve 漢") == "naïve ?"
+
+
+@pytest.mark.quick
+def test_latex_rows_have_as_many_cells_as_columns():
+    body = table.latex(SHEET)
+    rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 3
+    assert all(line.replace(r"\&", "").count("&") == 1 for line in rows)
+    assert body.count(r"\begin{") == body.count(r"\end{")
+
+
+def test_the_latex_document_compiles(tmp_path):
+    tex = next((name for name in ("pdflatex", "tectonic", "lualatex", "xelatex") if shutil.which(name)), None)
+    if tex is None:
+        pytest.skip("no TeX on this machine")
+    (tmp_path / "report.tex").write_text(table.latex_document(SHEET.title, [SHEET]))
+    flags = [] if tex == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run(
+        [tex, *flags, "report.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.quick
+def test_a_row_of_another_width_is_a_mistake():
+    with pytest.raises(AssertionError):
+        Sheet(title="x", columns=(Column("a"),), rows=(("1", "2"),))

@@ -1,0 +1,156 @@
+"""What a directory of results holds, read from its files and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from transformer_jax.errors import BadInput
+
+Status = Literal["finished", "solved", "diverged", "failed", "unfinished"]
+STATUSES: tuple[Status, ...] = ("solved", "finished", "diverged", "failed", "unfinished")
+LOWER_IS_BETTER = ("loss", "bits_per_byte")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of a sweep: a variant, a learning rate, a seed."""
+
+    label: str
+    learning_rate: float
+    seed: int
+    directory: Path
+    status: Status
+    result: dict[str, Any]
+    config: dict[str, Any]
+
+    @cached_property
+    def curve(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; what a kill left half written is dropped."""
+        path = self.directory / "metrics.jsonl"
+        lines = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    @property
+    def done(self) -> bool:
+        return self.status in ("finished", "solved")
+
+    def score(self, split: str, metric: str) -> float | None:
+        """The metric on a split; None where the run has none, or none that is finite."""
+        value = self.result.get("metrics", {}).get(split, {}).get(metric)
+        return value if self.done and value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """A sweep: what its experiment.json says, and its cells."""
+
+    directory: Path
+    experiment: dict[str, Any]
+    cells: tuple[Cell, ...]
+
+    @property
+    def metric(self) -> str:
+        return self.experiment["metric"]
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.metric not in LOWER_IS_BETTER
+
+    @property
+    def labels(self) -> list[str]:
+        return [variant["label"] for variant in self.experiment["variants"]]
+
+    def of(self, label: str) -> list[Cell]:
+        return [cell for cell in self.cells if cell.label == label]
+
+    @property
+    def tests(self) -> list[str]:
+        """The named test sets ("test/<name>"), by number where the names are numbers."""
+        names = {s for c in self.cells for s in c.result.get("metrics", {}) if s.startswith("test/")}
+        return sorted(names, key=lambda name: (length_of(name) or math.inf, name))
+
+    @property
+    def baselines(self) -> dict[str, float]:
+        return next((c.result["baselines"] for c in self.cells if c.result.get("baselines")), {})
+
+    def versions(self) -> set[tuple[tuple[str, str], ...]]:
+        """Every set of library versions that its runs had."""
+        runs = [cell.config.get("versions") for cell in self.cells]
+        found = [versions for versions in runs if versions] or [self.experiment.get("versions", {})]
+        return {tuple(sorted((str(k), str(v)) for k, v in versions.items())) for versions in found}
+
+    def devices(self) -> list[str]:
+        return sorted({str(cell.config["device"]) for cell in self.cells if cell.config.get("device")})
+
+
+def length_of(test: str) -> int | None:
+    """The sequence length that a test set is named after, None where it is named otherwise."""
+    name = test.removeprefix("test/")
+    return int(name) if name.isdecimal() else None
+
+
+def read(directory: Path) -> Results:
+    """The results in a directory that `run` wrote.
+
+    Raises BadInput where there are none, or none readable.
+    """
+    path = Path(directory) / "experiment.json"
+    if not path.is_file():
+        raise BadInput(
+            f"{directory} holds no results (no experiment.json): give the directory that `run` wrote, "
+            f"such as runs/quickstart-smoke."
+        )
+    experiment = _json(path)
+    missing = {"title", "metric", "variants", "cells"} - set(experiment)
+    if missing:
+        raise BadInput(
+            f"{path} lacks {', '.join(sorted(missing))}: run the experiment again into a new directory."
+        )
+    cells = tuple(_cell(Path(directory), entry) for entry in experiment["cells"])
+    if not any(cell.result for cell in cells):
+        raise BadInput(f"{directory} has no finished run yet: let `run` finish at least one of {len(cells)}.")
+    return Results(directory=Path(directory), experiment=experiment, cells=cells)
+
+
+def differing_versions(results: Iterable[Results]) -> dict[str, list[str]]:
+    """library -> its versions, for every library of which the runs had more than one."""
+    seen: dict[str, set[str]] = {}
+    for one in results:
+        for versions in one.versions():
+            for library, version in versions:
+                seen.setdefault(library, set()).add(version)
+    return {library: sorted(found) for library, found in sorted(seen.items()) if len(found) > 1}
+
+
+def _cell(root: Path, entry: dict[str, Any]) -> Cell:
+    directory = root / entry["directory"]
+    result, failed = _json(directory / "result.json"), _json(directory / "failed.json")
+    return Cell(
+        label=entry["label"],
+        learning_rate=entry["learning_rate"],
+        seed=entry["seed"],
+        directory=directory,
+        status=result["status"] if result else "failed" if failed else "unfinished",
+        result=result or failed,
+        config=_json(directory / "config.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise BadInput(f"{path} is not readable JSON: remove it and run the experiment again.") from None

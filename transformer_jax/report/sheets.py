@@ -1,0 +1,180 @@
+"""The tables of a report: the comparison, the learning rates, the test sets, the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from transformer_jax.report.results import Results, length_of
+from transformer_jax.report.statistics import spread
+from transformer_jax.report.summary import WINDOW, Summary, p_values, remarks, summarize
+from transformer_jax.report.table import Column, Sheet
+
+NOTHING = "–"
+NAMES = {"accuracy": "accuracy", "bits_per_byte": "bits per byte"}
+
+
+def sheets(results: Results) -> list[Sheet]:
+    """Every table that these results fill, the comparison first."""
+    summaries = summarize(results)
+    found = [comparison(results, summaries)]
+    if any(len(summary.rates) > 1 for summary in summaries):
+        found.append(learning_rates(results, summaries))
+    if results.tests:
+        found.append(test_sets(results, summaries))
+    if results.experiment.get("published"):
+        found.append(against_published(results, summaries))
+    return found
+
+
+def comparison(results: Results, summaries: list[Summary]) -> Sheet:
+    """Who wins: a row for each variant, then one for each trivial baseline."""
+    metric = metric_name(results)
+    arrow = "higher" if results.higher_is_better else "lower"
+    p = p_values(summaries)
+    columns = [
+        Column("variant", "words"),
+        Column(f"test {metric} ({arrow} is better)"),
+        Column("each seed"),
+        Column("best rate"),
+        Column("rates that work"),
+        Column("parameters"),
+        Column("state"),
+        Column("steps/s"),
+        Column("runs", "words"),
+    ]
+    rows = [
+        [
+            summary.label,
+            central(summary.scores.get("test", {})),
+            ", ".join(f"{score:.3f}" for score in summary.scores.get("test", {}).values()) or NOTHING,
+            f"{summary.best.learning_rate:g}" if summary.best else NOTHING,
+            summary.window,
+            _count(summary.parameters),
+            _count(summary.state_size),
+            f"{summary.steps_per_s:.3g}" if summary.steps_per_s else NOTHING,
+            ", ".join(f"{n} {status}" for status, n in summary.counts.items()),
+        ]
+        for summary in summaries
+    ]
+    for name, value in results.baselines.items():
+        rows.append([f"baseline: {name}", f"{value:.3f}", *[NOTHING] * (len(columns) - 2)])
+    if p:
+        columns.append(Column(f"p against {summaries[0].label}"))
+        for row in rows:
+            row.append(f"{p[row[0]]:.2g}" if row[0] in p else NOTHING)
+    notes = [
+        f"Scores at the learning rate with the best validation {metric}; mean over seeds, with "
+        + ("the 95% t interval." if p else "the range."),
+        f"Rates that work: those that reach {WINDOW:.0%} of the variant's best validation {metric}.",
+        "State: numbers kept per sequence while decoding at full length.",
+        *(["p: paired t-test over seeds, Holm-corrected."] if p else []),
+        *remarks(results, summaries),
+    ]
+    return Sheet(
+        title=results.experiment["title"],
+        columns=tuple(columns),
+        rows=tuple(map(tuple, rows)),
+        notes=tuple(notes),
+    )
+
+
+def learning_rates(results: Results, summaries: list[Summary]) -> Sheet:
+    """Validation score by variant and learning rate."""
+    rates = sorted({rate.learning_rate for summary in summaries for rate in summary.rates})
+    rows = []
+    for summary in summaries:
+        mine = {rate.learning_rate: rate for rate in summary.rates}
+        cells = []
+        for value in rates:
+            rate = mine.get(value)
+            ended = {c.status for c in rate.cells} & {"diverged", "failed"} if rate else set()
+            score = f"{rate.validation:.3f}" if rate and rate.validation is not None else ""
+            cells.append(" ".join(filter(None, [score, *sorted(ended)])) or NOTHING)
+        rows.append((summary.label, *cells))
+    return Sheet(
+        title=f"Validation {metric_name(results)} by learning rate",
+        columns=(Column("variant", "words"), *(Column(f"{rate:g}") for rate in rates)),
+        rows=tuple(rows),
+    )
+
+
+def test_sets(results: Results, summaries: list[Summary]) -> Sheet:
+    """The metric on every named test set, the published row under ours."""
+    published = results.experiment.get("published") or {"rows": {}}
+    tests = results.tests
+    rows: list[tuple[str, ...]] = []
+    for summary in summaries:
+        rows.append((summary.label, *(central(summary.scores.get(test, {})) for test in tests)))
+        if summary.label in published["rows"]:
+            rows.append(_published_row(summary.label, published["rows"][summary.label], tests))
+    for label in published["rows"]:
+        if label not in results.labels:
+            rows.append(_published_row(label, published["rows"][label], tests))
+    what = "length" if all(length_of(test) for test in tests) else "set"
+    notes = (f"Published: {published['source']} ({published['tag']}).",) if published["rows"] else ()
+    return Sheet(
+        title=f"Test {metric_name(results)} by test {what}",
+        columns=(Column("variant", "words"), *(Column(test.removeprefix("test/")) for test in tests)),
+        rows=tuple(rows),
+        notes=notes,
+    )
+
+
+def against_published(results: Results, summaries: list[Summary]) -> Sheet:
+    """Published, ours, difference and verdict; the reason stands below, once for each."""
+    published = results.experiment["published"]
+    rows, reasons = [], {}
+    for summary in summaries:
+        for test, verdict in summary.verdicts.items():
+            rows.append(
+                (
+                    summary.label,
+                    test,
+                    f"{published['rows'][summary.label][test]:.3f}",
+                    central(summary.scores[test]),
+                    NOTHING if verdict.difference is None else f"{verdict.difference:+.3f}",
+                    NOTHING if verdict.tolerance is None else f"{verdict.tolerance:.2g}",
+                    verdict.word,
+                )
+            )
+            reasons.setdefault((summary.label, verdict.word, verdict.why), []).append(test)
+    notes = [f"Published: {published['source']} ({published['tag']}; precision {published['precision']:g})."]
+    for (label, word, why), tests in reasons.items():
+        where = "" if len(tests) == len(published["rows"][label]) else f" on {', '.join(tests)}"
+        notes.append(f"{label}{where}: {word}: {why}.")
+    return Sheet(
+        title="Beside the published numbers",
+        columns=(
+            Column("variant", "words"),
+            Column("test set", "words"),
+            Column("published"),
+            Column("ours"),
+            Column("difference"),
+            Column("τ"),
+            Column("verdict", "words"),
+        ),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def metric_name(results: Results) -> str:
+    return NAMES.get(results.metric, results.metric)
+
+
+def central(scores: Mapping[int, float]) -> str:
+    """Mean with interval (from five seeds on) or range."""
+    if not scores:
+        return NOTHING
+    s = spread(list(scores.values()))
+    if s.half_width is not None:
+        return f"{s.mean:.3f} ± {s.half_width:.3f}"
+    return f"{s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]" if s.count > 1 else f"{s.mean:.3f}"
+
+
+def _count(n: int | None) -> str:
+    return NOTHING if n is None else f"{n:,}"
+
+
+def _published_row(label: str, values: Mapping[str, float], tests: list[str]) -> tuple[str, ...]:
+    return (f"published: {label}", *(f"{values[t]:.3f}" if t in values else NOTHING for t in tests))

@@ -1,0 +1,152 @@
+"""One table, four ways to write it: Markdown, LaTeX, CSV, and rich for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rich.table import Table as RichTable
+
+# Backslash and braces first: every other replacement writes them.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "—": "---",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "τ": r"$\tau$",
+    "²": r"$^2$",
+    "√": r"$\surd$",
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "…": r"\ldots{}",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading, and whether its cells are words (left) or numbers (right)."""
+
+    name: str
+    kind: Literal["words", "number"] = "number"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table of text cells; `notes` stand below it."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        assert all(len(row) == len(self.columns) for row in self.rows), self.title
+
+
+def markdown(sheet: Sheet) -> str:
+    """A pipe table under a heading."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    rule = [":--" if column.kind == "words" else "--:" for column in sheet.columns]
+    table = [line([column.name for column in sheet.columns]), line(rule), *map(line, sheet.rows)]
+    notes = [f"- {note}" for note in sheet.notes]
+    return "\n".join([f"## {sheet.title}", "", *table, *(["", *notes] if notes else []), ""])
+
+
+def latex(sheet: Sheet) -> str:
+    """A table environment with booktabs rules."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "    " + " & ".join(escape(cell) for cell in cells) + r" \\"
+
+    alignment = "".join("l" if column.kind == "words" else "r" for column in sheet.columns)
+    return "\n".join(
+        [
+            r"\begin{table}[htbp]",
+            r"  \centering\small",
+            rf"  \caption{{{escape(sheet.title)}}}",
+            r"  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"  \begin{{tabular}}{{{alignment}}}",
+            r"    \toprule",
+            line([column.name for column in sheet.columns]),
+            r"    \midrule",
+            *map(line, sheet.rows),
+            r"    \bottomrule",
+            r"  \end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_document(title: str, sheets: Sequence[Sheet]) -> str:
+    """A document that compiles as it is; each table can be lifted out of it."""
+    notes = [note for sheet in sheets for note in sheet.notes]
+    items = [r"\begin{itemize}", *(rf"  \item {escape(note)}" for note in notes), r"\end{itemize}"]
+    return "\n".join(
+        [
+            r"\documentclass{article}",
+            r"\usepackage[utf8]{inputenc}",
+            r"\usepackage[T1]{fontenc}",
+            r"\usepackage[margin=2cm]{geometry}",
+            r"\usepackage{booktabs,graphicx}",
+            r"\begin{document}",
+            rf"\section*{{{escape(title)}}}",
+            *map(latex, sheets),
+            *(items if notes else []),
+            r"\end{document}",
+            "",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    """Text that LaTeX prints as it stands; a character that it has no way to print becomes '?'."""
+    return "".join(
+        _LATEX.get(c) or (c if c.isascii() or c.isalpha() and ord(c) < 0x250 else "?") for c in text
+    )
+
+
+def comma_separated(sheet: Sheet) -> str:
+    """CSV with a heading line."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([column.name for column in sheet.columns])
+    writer.writerows(sheet.rows)
+    return out.getvalue()
+
+
+def terminal(sheet: Sheet) -> RichTable:
+    """For a rich console."""
+    table = RichTable(title=sheet.title, title_justify="left", title_style="bold", show_edge=False)
+    for i, column in enumerate(sheet.columns):
+        table.add_column(
+            column.name,
+            justify="left" if column.kind == "words" else "right",
+            overflow="fold",
+            no_wrap=i == 0,
+        )
+    for row in sheet.rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    return table

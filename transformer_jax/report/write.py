@@ -1,0 +1,116 @@
+"""The `report` verb: files beside the results, tables in the terminal, or machine-readable lines."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from transformer_jax.errors import BadInput
+from transformer_jax.report import html, plots, table
+from transformer_jax.report.results import Results, differing_versions, read
+from transformer_jax.report.sheets import sheets
+from transformer_jax.report.statistics import spread
+from transformer_jax.report.summary import summarize
+
+
+def report(directories: Sequence[Path], console: Console | None = None) -> list[Path]:
+    """Writes DIR/report/ for each directory and shows its tables. Returns the HTML pages.
+
+    Raises BadInput where a directory holds no results or cannot be written.
+    """
+    console = console or Console()
+    everything = [read(Path(directory)) for directory in directories]
+    warnings = version_warnings(everything)
+    for warning in warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False)
+    pages = []
+    for results in everything:
+        pages.append(write(results, warnings))
+        for sheet in sheets(results):
+            console.print(table.terminal(sheet))
+            for note in sheet.notes:
+                console.print(f"  {note}", style="dim", highlight=False, markup=False)
+            console.print()
+        console.print(f"Wrote {pages[-1]}", highlight=False, markup=False, soft_wrap=True)
+    return pages
+
+
+def write(results: Results, warnings: Sequence[str] = ()) -> Path:
+    """report.md, .tex, .csv, .html and the figures, into the directory's report/. Returns the page."""
+    folder = results.directory / "report"
+    written = sheets(results)
+    title = results.experiment["title"]
+    text = "\n".join(
+        [f"# {title}", "", *(f"**{warning}**\n" for warning in warnings), *map(table.markdown, written)]
+    )
+    figures = plots.figures(results)
+    drawings = {name: plots.svg(figure, name) for name, figure in figures.items()}
+    links = "\n".join(f"![{name}]({name}.png)" for name in figures)
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(folder / f"{name}.png", dpi=160)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+        _replace(folder / "report.md", f"{text}\n{links}\n")
+        _replace(folder / "report.tex", table.latex_document(title, written))
+        _replace(folder / "report.csv", table.comma_separated(written[0]))
+        _replace(folder / "report.html", html.page(results, written, drawings, warnings))
+    except OSError as error:
+        raise BadInput(f"Cannot write {folder}: {error.strerror}. Make the directory writable.") from None
+    return folder / "report.html"
+
+
+def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """One JSON object for each warning and each variant of each directory."""
+    everything = [read(Path(directory)) for directory in directories]
+    for warning in version_warnings(everything):
+        yield {"kind": "warning", "message": warning}
+    for results in everything:
+        for summary in summarize(results):
+            yield {
+                "kind": "variant",
+                "directory": str(results.directory),
+                "label": summary.label,
+                "metric": results.metric,
+                "learning_rate": summary.best.learning_rate if summary.best else None,
+                "scores": {
+                    test: {**dataclasses.asdict(spread(list(seeds.values()))), "seeds": seeds}
+                    for test, seeds in summary.scores.items()
+                    if seeds
+                },
+                "rates": {f"{rate.learning_rate:g}": rate.validation for rate in summary.rates},
+                "rates_that_work": sum(rate.works for rate in summary.rates),
+                "baselines": results.baselines,
+                "parameters": summary.parameters,
+                "state_size": summary.state_size,
+                "steps_per_s": summary.steps_per_s,
+                "runs": dict(summary.counts),
+                "notes": list(summary.notes),
+                "verdicts": {test: dataclasses.asdict(verdict) for test, verdict in summary.verdicts.items()},
+            }
+
+
+def print_lines(directories: Sequence[Path]) -> None:
+    for line in lines(directories):
+        print(json.dumps(line))
+
+
+def version_warnings(everything: Sequence[Results]) -> list[str]:
+    """A sentence where the runs had different library versions, within a directory or between several."""
+    different = differing_versions(everything)
+    if not different:
+        return []
+    listed = "; ".join(f"{library} {' and '.join(versions)}" for library, versions in different.items())
+    return [f"Not comparable without care: the runs used different versions ({listed})."]
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
