@@ -1,0 +1,288 @@
+"""What an experiment says: task, model, variants, budget, published numbers, three scales.
+
+An experiment is one Python file that assigns `experiment = Experiment(...)`. A configuration is
+made in four steps, each over the one before: the experiment's own fields, its scale, what a variant
+says of itself, and what the command line says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformer_jax import overrides
+from transformer_jax.attention import catalogue
+from transformer_jax.data.task import Task
+from transformer_jax.errors import BadInput, unknown
+from transformer_jax.model.config import Mechanism, Transformer
+from transformer_jax.train.config import Train
+
+SCALES = ("smoke", "single", "paper")
+PARTS = ("task", "model", "train", "tune")
+FOLDER = "experiments"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """The tuning budget, equal for every variant.
+
+    Attributes:
+      learning_rate: the rates tried; empty for the one of `train`.
+      seeds: runs per rate, with the seeds 0, 1, ...
+    """
+
+    learning_rate: tuple[float, ...] = ()
+    seeds: int = 3
+
+    def __post_init__(self):
+        if self.seeds < 1:
+            raise BadInput(f"tune.seeds={self.seeds} must be at least 1.")
+        if len(set(self.learning_rate)) < len(self.learning_rate) or any(r <= 0 for r in self.learning_rate):
+            raise BadInput(f"tune.learning_rate={self.learning_rate} must be different numbers above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Published numbers, with the place where they stand.
+
+    Attributes:
+      source: the citation, such as "arXiv:2312.00752, Table 11".
+      tag: how the numbers were had.
+      precision: half of the last digit given, or the error of reading a figure, in units of the metric.
+      rows: label of a variant -> test set ("test", or "test/<name>") -> the metric. A row whose label
+        is no variant's is shown for orientation.
+      selection: whether the source reports its best learning rate of several, or one recipe.
+      comparable_at: the scales whose configuration is the published one. Where a run departs from the
+        configuration of these, the report says "not comparable" and why.
+      notes: label -> what the reader of that row must know.
+    """
+
+    source: str
+    tag: Literal["exact", "read off a figure", "single source"]
+    precision: float
+    rows: Mapping[str, Mapping[str, float]]
+    selection: Literal["best of grid", "one recipe"] = "one recipe"
+    comparable_at: tuple[str, ...] = ("paper",)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Override:
+    """What a scale changes: field -> value, part by part; and other variants, where it has them."""
+
+    task: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    tune: Mapping[str, Any] = field(default_factory=dict)
+    variants: tuple[str | Variant, ...] | None = None
+
+
+@dataclass(frozen=True, init=False)
+class Variant:
+    """One line of the comparison: a mechanism, or a pattern of them over the layers, and its own settings.
+
+    `Variant("full", label="full, rotary", positions="rotary", width=32)`. A setting is an option of
+    the mechanism, a field of the model or a field of the training, found by its name; where a name
+    is two of them, write `**{"model.window": 8}`. `Variant(("gated_delta_net", "full"))` and
+    `Variant("gated_delta_net+full")` are the same hybrid.
+    """
+
+    mechanisms: tuple[str, ...]
+    label: str
+    settings: tuple[tuple[str, Any], ...]
+
+    def __init__(self, mechanisms: str | tuple[str, ...], label: str | None = None, **settings: Any):
+        names = tuple(mechanisms.split("+")) if isinstance(mechanisms, str) else tuple(mechanisms)
+        object.__setattr__(self, "mechanisms", names)
+        object.__setattr__(self, "label", label or "+".join(names))
+        object.__setattr__(self, "settings", tuple(sorted(settings.items())))
+
+    def resolve(self, model: Transformer, train: Train) -> tuple[Transformer, Train]:
+        """Model and training with this variant's mechanisms and settings.
+
+        Raises BadInput on an unknown or ambiguous setting and on a value of another type.
+        """
+        options = {name: catalogue.options(catalogue.find(name)) for name in self.mechanisms}
+        chosen: dict[str, dict[str, Any]] = {"model": {}, "train": {}, **{name: {} for name in options}}
+        homes = {
+            **{name: set(known) for name, known in options.items()},
+            "model": set(overrides.fields(model)) - {"mixers"},
+            "train": set(overrides.fields(train)),
+        }
+        for setting, value in self.settings:
+            home, _, name = setting.rpartition(".")
+            if home and home not in homes:
+                raise unknown(f"part of variant {self.label!r}", home, homes)
+            owners = [home] if home else [part for part, names in homes.items() if name in names]
+            if not owners or name not in homes[owners[0]]:
+                raise unknown(f"setting of variant {self.label!r}", setting, set().union(*homes.values()))
+            # Several mechanisms of a hybrid may share an option; anything else must have one owner.
+            if len(owners) > 1 and not set(owners) <= set(options):
+                ways = " or ".join(repr(f"{owner}.{name}") for owner in owners)
+                raise BadInput(f"Setting {name!r} of variant {self.label!r} is ambiguous: write {ways}.")
+            for owner in owners:
+                chosen[owner][name] = value
+        mixers = tuple(Mechanism(name, tuple(sorted(chosen[name].items()))) for name in self.mechanisms)
+        model = overrides.changed(model, "model", chosen["model"])
+        return dataclasses.replace(model, mixers=mixers), overrides.changed(train, "train", chosen["train"])
+
+    def without(self, setting: str) -> Variant:
+        """This variant without its own value of `setting`, because the command line gives one."""
+        part, _, name = setting.rpartition(".")
+        kept = {
+            s: v for s, v in self.settings if s != setting and not (s == name and part in ("model", "train"))
+        }
+        return Variant(self.mechanisms, self.label, **kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A comparison.
+
+    Attributes:
+      title: a line. claim: what is tested, in a sentence.
+      variants: names of mechanisms, or `Variant`s. The first is what the others are tested against.
+      tune: learning rates and seeds, the same for all.
+      published: numbers to stand beside ours.
+      scales: "smoke" (a laptop, minutes), "single" (one accelerator, within the hour), "paper" (the
+        published recipe as given); one that is missing changes nothing.
+    """
+
+    title: str
+    task: Task
+    variants: tuple[str | Variant, ...]
+    train: Train
+    model: Transformer = field(default_factory=Transformer)
+    tune: Grid = field(default_factory=Grid)
+    claim: str = ""
+    published: Table | None = None
+    scales: Mapping[str, Override] = field(default_factory=dict)
+
+    def __post_init__(self):
+        variants = tuple(v if isinstance(v, Variant) else Variant(v) for v in self.variants)
+        object.__setattr__(self, "variants", variants)
+        if not variants:
+            raise BadInput("The experiment has no variants: name at least one.")
+        labels = [variant.label for variant in variants]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise BadInput(f"Two variants are labelled {label!r}: give one of them another label.")
+        for scale in self.scales:
+            if scale not in SCALES:
+                raise unknown("scale", scale, SCALES)
+
+    def at(self, scale: str, changes: Mapping[str, str] | None = None) -> Experiment:
+        """This experiment at a scale, with `changes` of the command line (dotted name -> text).
+
+        Raises BadInput on an unknown scale, an unknown name (with the nearest right one) and a value
+        of the wrong type.
+        """
+        if scale not in SCALES:
+            raise unknown("scale", scale, SCALES)
+        override = self.scales.get(scale, Override())
+        parts = {p: overrides.changed(getattr(self, p), p, getattr(override, p)) for p in PARTS}
+        variants = self.variants if override.variants is None else override.variants
+        scaled = dataclasses.replace(self, **parts, variants=variants)
+        return scaled.override(changes or {})
+
+    def override(self, changes: Mapping[str, str]) -> Experiment:
+        """This experiment with values from the command line, which go before what a variant says."""
+        changes, variants = dict(changes), self.variants
+        if "variants" in changes:
+            variants = self.chosen(changes.pop("variants"))
+        names = sorted({name for variant in variants for name in variant.mechanisms})
+        options = {f"{m}.{option}": kind for m in names for option, kind in _options(m).items()}
+        known = {
+            f"{p}.{name}": kind for p in PARTS for name, kind in overrides.fields(getattr(self, p)).items()
+        }
+        known.pop("model.mixers")
+        parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+        for name, text in changes.items():
+            if name not in known and name not in options:
+                raise unknown("override", name, [*known, *options, "variants"])
+            if name == "train.learning_rate" and (self.tune.learning_rate or "tune.learning_rate" in changes):
+                raise BadInput("The learning rates of this experiment are a grid: set tune.learning_rate.")
+            value = overrides.parse(name, {**options, **known}[name], text)
+            variants = tuple(variant.without(name) for variant in variants)
+            part, _, field_name = name.partition(".")
+            if name in options:
+                variants = tuple(_with_option(v, part, name, value) for v in variants)
+            else:
+                parts[part][field_name] = value
+        replaced = {part: overrides.changed(getattr(self, part), part, parts[part]) for part in PARTS}
+        return dataclasses.replace(self, **replaced, variants=variants)
+
+    def chosen(self, text: str) -> tuple[Variant, ...]:
+        """The variants that a comma-separated list names: by label, as this experiment has them, or new."""
+        mine = {variant.label: variant for variant in self.variants}
+        mine |= {slug(label): variant for label, variant in mine.items()}
+        # A label may hold a comma itself.
+        if text in mine:
+            return (mine[text],)
+        found = []
+        for name in filter(None, (part.strip() for part in text.split(","))):
+            for mechanism in () if name in mine else name.split("+"):
+                if mechanism not in catalogue.catalogue():
+                    raise unknown("variant", mechanism, [*catalogue.catalogue(), *mine])
+            found.append(mine[name] if name in mine else Variant(name))
+        return tuple(found)
+
+
+def slug(text: str) -> str:
+    """A readable file name for a label."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
+
+
+def find(name: str) -> Path:
+    """The file of an experiment, by path or by its name in `experiments/`.
+
+    Raises BadInput, with the nearest name, where there is none.
+    """
+    path = Path(name)
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise BadInput(f"There is no experiment file {name}: `list` shows those of {FOLDER}/.")
+        return path
+    known = available()
+    if name not in known:
+        raise unknown("experiment", name, known)
+    return known[name]
+
+
+def available() -> dict[str, Path]:
+    """The experiments of the working directory's `experiments/` and of the source tree's, by name."""
+    folders = (Path(__file__).parent.parent / FOLDER, Path(FOLDER))
+    return {
+        path.stem: path for folder in folders for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"
+    }
+
+
+def load(path: Path) -> tuple[Experiment, str]:
+    """The experiment of a file, and the file's docstring. Raises BadInput where it assigns none."""
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{path} is not a Python file: give one that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise BadInput(f"{path} assigns no experiment: it needs a line `experiment = Experiment(...)`.")
+    return experiment, (module.__doc__ or "").strip()
+
+
+def _options(mechanism: str) -> dict[str, Any]:
+    return {name: kind for name, (kind, _) in catalogue.options(catalogue.find(mechanism)).items()}
+
+
+def _with_option(variant: Variant, mechanism: str, name: str, value: Any) -> Variant:
+    if mechanism not in variant.mechanisms:
+        return variant
+    kept = {s: v for s, v in variant.settings if s != name.partition(".")[2]}
+    return Variant(variant.mechanisms, variant.label, **kept, **{name: value})

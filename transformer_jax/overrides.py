@@ -1,0 +1,118 @@
+"""Changing a configuration by name: typed by the dataclass itself, refused with the nearest right name."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transformer_jax.errors import BadInput, unknown
+
+
+def fields(owner: Any) -> dict[str, Any]:
+    """The fields of a dataclass and their types."""
+    hints = get_type_hints(owner if isinstance(owner, type) else type(owner))
+    return {field.name: hints[field.name] for field in dataclasses.fields(owner) if field.init}
+
+
+def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
+    """`owner` with `changes`; `part` is what the user calls it ("model").
+
+    Raises BadInput on a field that is not there and on a value of another type.
+    """
+    known = fields(owner)
+    for name, value in changes.items():
+        if name not in known:
+            raise unknown("override", f"{part}.{name}", [f"{part}.{field}" for field in known])
+        require(f"{part}.{name}", known[name], value)
+    return dataclasses.replace(owner, **changes) if changes else owner
+
+
+def require(name: str, kind: Any, value: Any) -> None:
+    """Raises BadInput where `value` is not of the annotated type `kind`."""
+    if not _is(kind, value):
+        raise BadInput(f"{name}={value!r} has the wrong type: it takes {describe(kind)}.")
+
+
+def parse(name: str, kind: Any, text: str) -> Any:
+    """The value that `text` from a command line stands for. Raises BadInput where it stands for none."""
+    for parsed in _readings(kind, text):
+        if _is(kind, parsed):
+            return parsed
+    raise BadInput(f"{name}={text} has the wrong type: it takes {describe(kind)}.")
+
+
+def describe(kind: Any) -> str:
+    """A type in words."""
+    if kind is Any:
+        return "any value"
+    if kind is type(None):
+        return "none"
+    if kind in (int, float, bool, str):
+        return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(describe(member) for member in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, separated by commas, of {describe(get_args(kind)[0])}"
+    return getattr(kind, "__name__", str(kind))
+
+
+def _is(kind: Any, value: Any) -> bool:
+    if kind is Any:
+        return True
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    origin = get_origin(kind)
+    if origin is Literal:
+        return value in get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(_is(member, value) for member in get_args(kind))
+    if origin is tuple:
+        members = get_args(kind)
+        if not isinstance(value, tuple):
+            return False
+        if members[1:] == (...,):
+            return all(_is(members[0], item) for item in value)
+        return len(members) == len(value) and all(map(_is, members, value))
+    return isinstance(value, origin or kind)
+
+
+def _readings(kind: Any, text: str) -> Iterable[Any]:
+    """What `text` might mean where `kind` is asked for, the likeliest first."""
+    if get_origin(kind) in (Union, types.UnionType):
+        members = get_args(kind)
+        for member in sorted(members, key=lambda m: m is str):
+            yield from _readings(member, text)
+    elif get_origin(kind) is Literal:
+        yield from (option for option in get_args(kind) if str(option) == text)
+    elif get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        yield tuple(next(iter(_readings(item, part)), None) for part in parts)
+    elif kind is type(None):
+        if text.lower() == "none":
+            yield None
+    elif kind is bool:
+        if text.lower() in ("true", "false"):
+            yield text.lower() == "true"
+    elif kind in (int, float):
+        try:
+            yield kind(text)
+        except ValueError:
+            return
+    elif kind in (str, Any):
+        yield text
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, old value, new value) wherever two resolved configurations differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield name, old, new
