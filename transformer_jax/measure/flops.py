@@ -50,9 +50,7 @@ def _equation_flops(eqn: core.JaxprEqn) -> int:
     if name == "while":
         return _while_flops(eqn)
     if name in OPAQUE:
-        raise BadInput(
-            f"The matrix products of {name!r} cannot be counted: write it with jnp.einsum."
-        )
+        raise BadInput(f"The matrix products of {name!r} cannot be counted: write it with jnp.einsum.")
     # jit, remat, custom_jvp and custom_vjp call what they hold once.
     inside = sum(_jaxpr_flops(jaxpr) for jaxpr in core.jaxprs_in_params(params))
     if name == "scan":

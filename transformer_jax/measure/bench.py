@@ -1,0 +1,247 @@
+"""Time and memory of variants against length, beside two references that everyone has.
+
+One call measures everything in one process, interleaved, because only ratios within a run can be
+believed on a machine that does other things too.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+import jax
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from transformer_jax.attention.contract import Geometry
+from transformer_jax.errors import BadInput, unknown
+from transformer_jax.measure import programs
+from transformer_jax.measure.programs import JAX_NN, TORCH, Program
+from transformer_jax.measure.timing import interleaved
+from transformer_jax.model.config import Mechanism, Transformer
+
+Row = dict[str, Any]
+BYTES = 256
+"""Vocabulary of the byte model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What to measure.
+
+    Attributes:
+      variants: names of the catalogue, or mechanisms with options.
+      lengths: T, in tokens.
+      what: attention cores (without projections), or whole training steps of a byte model.
+      batch: B. heads: N. kv_heads: K (default N). head_size: H.
+      direction: causal or bidirectional; the byte model is causal.
+      dtype: of the streams, or of the model's activations.
+      layers: of the byte model, whose width is heads · head_size.
+      rounds: samples per measurement; the median counts.
+    """
+
+    variants: tuple[str | Mechanism, ...] = ("full", "sliding_window", "linear", "gated_delta_net")
+    lengths: tuple[int, ...] = (1024, 2048, 4096)
+    what: Literal["attention", "model"] = "attention"
+    batch: int = 1
+    heads: int = 4
+    kv_heads: int | None = None
+    head_size: int = 64
+    direction: Literal["causal", "bidirectional"] = "causal"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    layers: int = 4
+    rounds: int = 5
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self))
+        for name in ("what", "direction", "dtype"):
+            if getattr(self, name) not in get_args(hints[name]):
+                raise unknown(f"value of bench.{name}", getattr(self, name), get_args(hints[name]))
+        for name in ("batch", "layers", "rounds"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"bench.{name}={getattr(self, name)} must be at least 1.")
+        if not self.lengths or min(self.lengths) < 1:
+            raise BadInput("bench.lengths needs at least one length of at least 1 token.")
+        if self.what == "model" and self.direction != "causal":
+            raise BadInput(
+                "The byte model predicts the next byte: bench.direction must be causal with what=model."
+            )
+        object.__setattr__(self, "variants", tuple(map(_mechanism, self.variants)))
+        self.geometry(self.lengths[0])  # refuses sizes that do not fit
+
+    def geometry(self, length: int) -> Geometry:
+        return Geometry(
+            width=self.heads * self.head_size,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            length=length,
+            causal=self.direction == "causal",
+            dtype=self.dtype,
+        )
+
+
+def bench(config: Bench, *, progress: Callable[[str], None] = lambda line: None) -> list[Row]:
+    """Measures and returns rows, one per program and length, then one per program with its slopes.
+
+    A row of kind "measurement" has, per pass (forward, forward_backward; or step): `<pass>_ms`, and
+    `<pass>_temporaries` in bytes, None where they cannot be read or the program was `skipped` for its
+    size; and `ratios`, of this program's last pass to each reference: `time/jax.nn`, `time/torch`,
+    `temporaries/jax.nn`. A row of kind "slope" has the exponents of that pass in T.
+
+    Args:
+      progress: is told what is about to be measured.
+
+    Raises:
+      BadInput: a variant is unknown, or undefined for this direction or these sizes.
+    """
+    rows: list[Row] = []
+    for length in config.lengths:
+        progress(f"T = {length}: compiling")
+        at_length = [_row(config, length, program) for program in contenders(config, length)]
+        runs = {(i, key): run for i, row in enumerate(at_length) for key, run in row.pop("run").items()}
+        progress(f"T = {length}: {len(runs)} measurements, {config.rounds} rounds")
+        for (i, key), seconds in interleaved(runs, config.rounds).items():
+            at_length[i][f"{key}_ms"] = 1e3 * seconds
+        _compare(at_length, last_pass(config))
+        rows += at_length
+    return rows + _slopes(rows, last_pass(config))
+
+
+def last_pass(config: Bench) -> str:
+    """The pass that ratios and slopes are about."""
+    return "step" if config.what == "model" else "forward_backward"
+
+
+def contenders(config: Bench, length: int) -> Iterable[Program]:
+    """The references first, then every variant."""
+    device = programs.torch_device()
+    if config.what == "attention":
+        geometry = config.geometry(length)
+        yield programs.jax_nn_core(geometry, config.batch)
+        if device:
+            yield programs.torch_core(geometry, config.batch, device)
+        for mechanism in config.variants:
+            yield programs.variant_core(mechanism, geometry, config.batch)
+        return
+    models = [_byte_model(config, mechanism) for mechanism in config.variants]
+    tokens = jax.random.randint(jax.random.key(0), (config.batch, length + 1), 0, BYTES)
+    if device and config.dtype == "float32" and config.kv_heads in (None, config.heads):
+        yield programs.torch_training_step(models[0], vocabulary=BYTES, tokens=tokens, device=device)
+    for model in models:
+        yield programs.training_step(model, vocabulary=BYTES, tokens=tokens)
+
+
+def _mechanism(variant: str | Mechanism) -> Mechanism:
+    return variant if isinstance(variant, Mechanism) else Mechanism(variant)
+
+
+def _byte_model(config: Bench, mechanism: Mechanism) -> Transformer:
+    return Transformer(
+        mixers=(mechanism,),
+        layers=config.layers,
+        width=config.heads * config.head_size,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        compute=config.dtype,
+    )
+
+
+def _row(config: Bench, length: int, program: Program) -> Row:
+    passes = ("step",) if config.what == "model" else ("forward", "forward_backward")
+    return {
+        "kind": "measurement",
+        "what": config.what,
+        "part": program.part,
+        "name": program.name,
+        "length": length,
+        "batch": config.batch,
+        "heads": config.heads,
+        "kv_heads": config.kv_heads or config.heads,
+        "head_size": config.head_size,
+        "layers": config.layers if config.what == "model" else None,
+        "direction": config.direction,
+        "dtype": config.dtype,
+        **{f"{key}_ms": None for key in passes},
+        **{f"{key}_temporaries": program.temporaries.get(key) for key in passes},
+        "skipped": program.skipped,
+        "device": f"{jax.devices()[0].device_kind} ({platform.machine()})",
+        "jax": jax.__version__,
+        "run": program.run,
+    }
+
+
+def _compare(rows: list[Row], key: str) -> None:
+    """Adds the ratios to the references of the same run."""
+    by_name = {row["name"]: row for row in rows}
+    for row in rows:
+        row["ratios"] = {}
+        for label, field, reference in (
+            (f"time/{JAX_NN}", f"{key}_ms", JAX_NN),
+            (f"time/{TORCH}", f"{key}_ms", TORCH),
+            (f"temporaries/{JAX_NN}", f"{key}_temporaries", JAX_NN),
+        ):
+            mine, theirs = row[field], by_name.get(reference, {}).get(field)
+            if mine is not None and theirs:
+                row["ratios"][label] = mine / theirs
+
+
+def _slopes(rows: list[Row], key: str) -> list[Row]:
+    """Least-squares slopes of log time and log temporaries against log T."""
+    slopes = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        slope: Row = {"kind": "slope", "name": name, "pass": key}
+        for label, field in (("time", f"{key}_ms"), ("temporaries", f"{key}_temporaries")):
+            points = [(row["length"], row[field]) for row in rows if row["name"] == name and row[field]]
+            slope[label] = None
+            if len({length for length, _ in points}) > 1:
+                slope[label] = float(np.polyfit(*np.log(np.array(points, float)).T, 1)[0])
+        if any(slope[label] is not None for label in ("time", "temporaries")):
+            slopes.append(slope)
+    return slopes
+
+
+def render(rows: list[Row]) -> Group:
+    """The rows as tables for a terminal."""
+    measured = [row for row in rows if row["kind"] == "measurement"]
+    slopes = [row for row in rows if row["kind"] == "slope"]
+    first = measured[0]
+    passes = [field.removesuffix("_ms") for field in first if field.endswith("_ms")]
+    sizes = f"batch {first['batch']}, {first['heads']} heads of {first['head_size']}, {first['dtype']}"
+    what = f"{first['layers']}-layer byte model" if first["layers"] else f"{first['direction']} attention"
+    table = Table(title=f"{what}, {sizes}, on {first['device']}, JAX {first['jax']}")
+    table.add_column("T", justify="right")
+    table.add_column("variant")
+    for key in passes:
+        table.add_column(f"{key.replace('_', ' + ')}, ms", justify="right")
+    table.add_column("temporaries, MiB", justify="right")
+    ratios = list(dict.fromkeys(label for row in measured for label in row["ratios"]))
+    for label in ratios:
+        table.add_column(label, justify="right")
+    for before, row in zip([None, *measured], measured, strict=False):
+        if before and before["length"] != row["length"]:
+            table.add_section()
+        memory = row[f"{passes[-1]}_temporaries"]
+        table.add_row(
+            str(row["length"]),
+            row["name"] + (" (with projections)" if row["part"] == "mixer" else ""),
+            *(row["skipped"] or _number(row[f"{key}_ms"], ".1f") for key in passes),
+            _number(memory and memory / 2**20, ".1f"),
+            *(_number(row["ratios"].get(label), ".2f") for label in ratios),
+        )
+    if not slopes:
+        return Group(table)
+    exponents = Table(title=f"exponents in T of {passes[-1].replace('_', ' + ')}")
+    exponents.add_column("variant")
+    for label in ("time", "temporaries"):
+        exponents.add_column(label, justify="right")
+    for row in slopes:
+        exponents.add_row(row["name"], _number(row["time"], ".2f"), _number(row["temporaries"], ".2f"))
+    return Group(table, exponents)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
