@@ -1,0 +1,176 @@
+"""Sentiment of film reviews, read byte by byte."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from transformer_jax.data.baselines import NaiveBayes
+from transformer_jax.data.task import SPLITS, Batch, Split, Task
+from transformer_jax.errors import BadInput, unknown
+
+PADDING = 256
+MEMBER = re.compile(r"(?:\./)?aclImdb/(train|test)/(neg|pos)/[^/]+\.txt")
+Review = tuple[bytes, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imdb(Task):
+    """The Large Movie Review Dataset (Maas et al. 2011) as bytes (arXiv 2011.04006 "Text"); 1 is positive.
+
+    A review's first `length` bytes are the input, then padding, an id of its own (256); "lengths" says where
+    it begins. The original has no validation split: a tenth of its training reviews, those whose text has the
+    smallest sha256, is held out (22,500 / 2,500 / 25,000), so the test split serves only the final score.
+    That hash also gives the order, so the catalogue and an archive with the same reviews yield the same
+    examples.
+
+    archive: a downloaded aclImdb_v1.tar.gz; None takes the catalogue's imdb_reviews, which downloads it.
+    """
+
+    name: ClassVar[str] = "imdb"
+    target: ClassVar[Literal["token", "sequence"]] = "sequence"
+    causal: ClassVar[bool] = False
+
+    length: int = 4096
+    archive: str | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        return 257
+
+    @property
+    def outputs(self) -> int:
+        return 2
+
+    def check(self) -> None:
+        if self.archive is not None and not Path(self.archive).is_file():
+            raise BadInput(
+                f"imdb: there is no archive at {self.archive}; "
+                "give the path of aclImdb_v1.tar.gz, or none to download it."
+            )
+
+    def examples_in(self, split: Split) -> int:
+        if split not in SPLITS:
+            raise unknown("split", split, SPLITS)
+        if self.archive is None:
+            return {"train": 22_500, "validation": 2_500, "test": 25_000}[split]
+        return len(_part(archive_reviews(self.archive), split))
+
+    def rows(self, split: Split, directory: Path) -> Iterator[Mapping[str, Any]]:
+        reviews = archive_reviews(self.archive) if self.archive else catalogue_reviews(directory)
+        for text, label in _part(reviews, split):
+            yield {"text": text[: self.length], "label": label}
+
+    def collate(self, columns: Batch) -> Batch:
+        lengths = np.array([len(text) for text in columns["text"]], np.int32)
+        inputs = np.full((len(lengths), self.length), PADDING, np.int32)
+        inputs[np.arange(self.length) < lengths[:, None]] = np.frombuffer(b"".join(columns["text"]), np.uint8)
+        labels = columns["label"].astype(np.int32)
+        return {
+            "inputs": inputs,
+            "targets": labels,
+            "weights": np.ones(len(labels), np.float32),
+            "lengths": lengths,
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """The archive counts by its content, not by its place."""
+        return {**super().parameters(), "archive": _digest(self.archive) if self.archive else None}
+
+    def measure_baselines(self, directory: Path) -> dict[str, float]:
+        from transformer_jax.data import builders
+
+        train, test = (builders.read(self, split, directory).columns() for split in ("train", "test"))
+        bayes = NaiveBayes(self.outputs)
+        for text, label in zip(train["text"], train["label"], strict=True):
+            bayes.learn(text, label)
+        guesses = np.array([bayes.guess(text) for text in test["text"]])
+        return {
+            "chance": 0.5,
+            "majority": float(np.mean(test["label"] == np.bincount(train["label"]).argmax())),
+            "naive Bayes of bytes": float(np.mean(test["label"] == guesses)),
+        }
+
+
+def _part(reviews: dict[str, list[Review]], split: Split) -> list[Review]:
+    held_out = len(reviews["train"]) // 10
+    return {
+        "train": reviews["train"][held_out:],
+        "validation": reviews["train"][:held_out],
+        "test": reviews["test"],
+    }[split]
+
+
+def _in_order(reviews: dict[str, list[Review]], where: str) -> dict[str, list[Review]]:
+    """Each part sorted by the hash of the text, so that its order does not depend on where it came from."""
+    for part in ("train", "test"):
+        if not reviews[part]:
+            raise BadInput(
+                f"imdb: {where} holds no {part} reviews (aclImdb/{part}/neg and /pos); get the archive anew."
+            )
+        reviews[part].sort(key=lambda review: (hashlib.sha256(review[0]).digest(), review[1]))
+    return reviews
+
+
+@functools.lru_cache(maxsize=1)
+def archive_reviews(archive: str) -> dict[str, list[Review]]:
+    """The labelled reviews of an archive in the original's layout."""
+    reviews: dict[str, list[Review]] = {"train": [], "test": []}
+    try:
+        with tarfile.open(archive, mode="r|*") as tar:
+            for member in tar:
+                match = MEMBER.fullmatch(member.name)
+                file = tar.extractfile(member) if match else None
+                if match and file:
+                    text = file.read().strip()  # as the catalogue does
+                    if not text:
+                        raise BadInput(f"imdb: {member.name} in {archive} is empty; get the archive anew.")
+                    reviews[match[1]].append((text, int(match[2] == "pos")))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise BadInput(f"imdb: {archive} cannot be read as a tar archive ({error}); get it anew.") from None
+    return _in_order(reviews, archive)
+
+
+@functools.lru_cache(maxsize=1)
+def catalogue_reviews(directory: Path) -> dict[str, list[Review]]:
+    """The labelled reviews of the catalogue's imdb_reviews, downloaded to directory/tfds at the first use."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(
+            "imdb_reviews/plain_text", data_dir=directory / "tfds", file_format="array_record"
+        )
+        builder.download_and_prepare()
+    except Exception as error:  # the library raises whatever its transport raises
+        raise BadInput(
+            f"imdb: the download failed ({type(error).__name__}); "
+            "connect to the network, or point task.archive at a downloaded aclImdb_v1.tar.gz."
+        ) from None
+    reviews: dict[str, list[Review]] = {}
+    for part in ("train", "test"):
+        source = builder.as_data_source(part)
+        rows = (source[i] for i in range(len(source)))
+        reviews[part] = [(_bytes(row["text"]), int(row["label"])) for row in rows]
+    return _in_order(reviews, "the catalogue's imdb_reviews")
+
+
+def _bytes(text: bytes | str) -> bytes:
+    """The catalogue gives bytes, the library's mock of it strings."""
+    return text.encode() if isinstance(text, str) else text
+
+
+@functools.lru_cache(maxsize=4)
+def _digest(archive: str) -> str:
+    try:
+        with open(archive, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"imdb: {archive} cannot be read ({error.strerror}); make it readable.") from None
