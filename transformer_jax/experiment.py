@@ -205,7 +205,7 @@ class Experiment:
         parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, text in changes.items():
             if name not in known and name not in options:
-                raise unknown("override", name, [*known, *options, "variants"])
+                raise overrides.unknown_name(name, [*known, *options, "variants", "scale", "out", "data"])
             if name == "train.learning_rate" and (self.tune.learning_rate or "tune.learning_rate" in changes):
                 raise BadInput("The learning rates of this experiment are a grid: set tune.learning_rate.")
             value = overrides.parse(name, {**options, **known}[name], text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -27,6 +28,15 @@ def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
             raise unknown("override", f"{part}.{name}", [f"{part}.{field}" for field in known])
         require(f"{part}.{name}", known[name], value)
     return dataclasses.replace(owner, **changes) if changes else owner
+
+
+def unknown_name(name: str, known: Iterable[str]) -> BadInput:
+    """The error for an override that is not there, with the nearest one: by its whole name or its last part."""
+    tails = {full.rpartition(".")[2]: full for full in known}
+    close = difflib.get_close_matches(name, [*tails.values()], n=1, cutoff=0.7)
+    close += [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
+    hint = f"did you mean {close[0]!r}?" if close else "name a field by its part, such as model.width."
+    return BadInput(f"Unknown override {name!r}: {hint}")
 
 
 def require(name: str, kind: Any, value: Any) -> None:

@@ -7,6 +7,9 @@ import json
 import pytest
 
 
+DEVICE = {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1, "cores": 2}
+
+
 @pytest.fixture
 def fabricate(tmp_path):
     """fabricate({label: {rate: [score per seed]}}, ...) -> the directory.
@@ -52,7 +55,7 @@ def fabricate(tmp_path):
 
 def fake_cell(directory, score, validation, metric, tests, versions):
     directory.mkdir(parents=True)
-    config = {"label": "", "config": {"seed": 0}, "versions": versions or {"jax": "0.10.2"}, "device": "cpu"}
+    config = {"label": "", "config": {"seed": 0}, "versions": versions or {"jax": "0.10.2"}, "device": DEVICE}
     if score == "unfinished":
         return
     (directory / "config.json").write_text(json.dumps(config))

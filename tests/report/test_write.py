@@ -90,6 +90,7 @@ def test_the_page_says_everything_and_escapes_it(root):
         "out of memory",
         "brings its own short convolution",
         "jax 0.10.2",
+        "2 CPU cores",
         "arXiv:2312.00752, Table 11 (exact",
     ):
         assert expected in text, expected

@@ -91,7 +91,8 @@ class Results:
         return {tuple(sorted((str(k), str(v)) for k, v in versions.items())) for versions in found}
 
     def devices(self) -> list[str]:
-        return sorted({str(cell.config["device"]) for cell in self.cells if cell.config.get("device")})
+        """What they ran on, in words."""
+        return sorted({_device(cell.config["device"]) for cell in self.cells if cell.config.get("device")})
 
 
 def length_of(test: str) -> int | None:
@@ -145,6 +146,12 @@ def _cell(root: Path, entry: dict[str, Any]) -> Cell:
         result=result or failed,
         config=_json(directory / "config.json"),
     )
+
+
+def _device(device: dict[str, Any]) -> str:
+    if device["platform"] == "cpu":
+        return f"{device['cores']} CPU cores"
+    return f"{device['count']} × {device['kind']}"
 
 
 def _json(path: Path) -> dict[str, Any]:

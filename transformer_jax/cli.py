@@ -1,0 +1,316 @@
+"""The command line: verbs, each of which hands over to one function.
+
+Everything heavy is imported by the verb that needs it, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from transformer_jax.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from transformer_jax.attention.contract import Mixer
+
+PROGRAM = "transformer_jax"
+VERBS = ("list", "run", "report", "check", "bench", "generate")
+EXAMPLES = """examples:
+  python -m transformer_jax run quickstart
+  python -m transformer_jax run experiments/quickstart.py --scale single --variants full,linear
+  python -m transformer_jax report runs/quickstart-smoke
+  python -m transformer_jax check gated_delta_net
+  python -m transformer_jax bench --variants full linear --lengths 1024 4096
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message[:1].upper()}{message[1:]}. See `python -m {self.prog} --help`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, 1 where a check or a run failed, 2 on bad input."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _verb(arguments)
+    except BadInput as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. The same command continues where this one was.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_file(file: str) -> NoReturn:
+    """What an experiment file does when it is run itself: `python experiments/x.py --scale smoke ...`."""
+    sys.exit(main(["run", file, *sys.argv[1:]]))
+
+
+def parser() -> Parser:
+    top = Parser(
+        prog=PROGRAM,
+        description="A laboratory for attention mechanisms: define, prove, run and compare them fairly.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def verb(name: str, says: str, function, free: str = "") -> Parser:
+        added = verbs.add_parser(name, help=says, description=says, epilog=free or None, allow_abbrev=False)
+        added.set_defaults(function=function, free=bool(free))
+        return added
+
+    listed = verb("list", "Show variants, tasks and experiments.", list_everything)
+    run = verb(
+        "run",
+        "Run an experiment, or continue it, and report it.",
+        run_experiment,
+        "Any field of the experiment can be set by its name: --model.width 128, --train.steps 2000, "
+        "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, --sliding_window.window 16, "
+        "--variants full,linear,gated_delta_net+full.",
+    )
+    run.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
+    run.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
+    run.add_argument("--out", type=Path, help="where results go (default: runs/EXPERIMENT-SCALE)")
+    run.add_argument("--data", type=Path, default=Path("data_cache"), help="where data sets are kept")
+    report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
+    report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    check = verb("check", "Prove a mechanism by the conformance suite.", run_checks)
+    check.add_argument("target", metavar="VARIANT_OR_FILE")
+    bench = verb(
+        "bench",
+        "Measure time and memory against length, beside jax.nn and PyTorch.",
+        run_bench,
+        "Settings and their defaults: python -m transformer_jax bench --settings.",
+    )
+    bench.add_argument("--settings", action="store_true", help="show what can be set, and stop")
+    generate = verb(
+        "generate",
+        "Write text from a trained model, with its speed.",
+        run_generate,
+        "Settings and their defaults: python -m transformer_jax generate --settings.",
+    )
+    generate.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="directory of a run")
+    generate.add_argument("--settings", action="store_true", help="show what can be set, and stop")
+    for machine_readable in (listed, report, bench):
+        machine_readable.add_argument("--json", action="store_true", help="print machine-readable lines")
+    return top
+
+
+def settings(words: Sequence[str]) -> dict[str, str]:
+    """Free settings by name: --model.width 128, --model.width=128, model.width=128; lists by comma or space.
+
+    Raises BadInput on a word that belongs to no name, a name without a value and a name given twice.
+    """
+    found: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        text = word.removeprefix("--")
+        if "=" in text and (
+            word.startswith("--") or "." in text.partition("=")[0] or text.startswith("variants=")
+        ):
+            key, _, value = text.partition("=")
+            _new(found, key).append(value)
+            name = None
+        elif word.startswith("--"):
+            name = text
+            _new(found, name)
+        elif name is None:
+            raise BadInput(f"{word!r} belongs to no setting: write --name value, such as --model.width 128.")
+        else:
+            found[_plain(name)].append(word)
+    for key, values in found.items():
+        if not values:
+            raise BadInput(f"--{key} has no value: write --{key} VALUE.")
+    return {key: ",".join(values) for key, values in found.items()}
+
+
+def list_everything(options: argparse.Namespace) -> int:
+    """Variants with what they are defined for, tasks, experiments."""
+    from transformer_jax import experiment
+    from transformer_jax.attention import catalogue
+    from transformer_jax.data.tasks import TASKS
+
+    rows = [
+        *map(_variant_line, catalogue.catalogue().values()),
+        *({"kind": "task", "name": name, **_task_line(task)} for name, task in TASKS.items()),
+        *(
+            {"kind": "experiment", "name": name, "file": str(path)}
+            for name, path in experiment.available().items()
+        ),
+    ]
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+        return 0
+    _show(rows, "variant", ("name", "family", "time", "state", "defined for", "sequence", "paper"))
+    _show(rows, "task", ("name", "metric", "target", "about"))
+    _show(rows, "experiment", ("name", "file"))
+    return 0
+
+
+def run_experiment(options: argparse.Namespace) -> int:
+    """The sweep, then its report. 1 where a run failed."""
+    from transformer_jax import experiment, sweep
+    from transformer_jax.report.write import report
+
+    path = experiment.find(options.experiment)
+    written, doc = experiment.load(path)
+    changes = settings(options.rest)
+    chosen = written.at(options.scale, changes)
+    reference = next(iter(written.published.comparable_at), None) if written.published else None
+    out = options.out or Path("runs") / f"{path.stem}-{options.scale}"
+    about = {
+        "name": path.stem,
+        "scale": options.scale,
+        "doc": doc,
+        "command": f"run {path.stem} --scale {options.scale} "
+        + " ".join(f"--{k} {v}" for k, v in changes.items()),
+    }
+    results = sweep.sweep(
+        chosen,
+        out,
+        data=options.data,
+        about=about,
+        published=written.at(reference) if reference else None,
+    )
+    failed = [result for result in results if result["status"] == "failed"]
+    if len(failed) == len(results):
+        print(f"Every run failed, the first with: {failed[0]['message']}", file=sys.stderr)
+        return 1
+    report([out])
+    return 1 if failed else 0
+
+
+def write_report(options: argparse.Namespace) -> int:
+    """Files beside the results and tables here, or JSON lines."""
+    from transformer_jax.report import write
+
+    if options.json:
+        write.print_lines(options.directories)
+    else:
+        write.report(options.directories)
+    return 0
+
+
+def run_checks(options: argparse.Namespace) -> int:
+    """Each check as it ends. 1 where one failed."""
+    from transformer_jax.conformance import check
+
+    failed = 0
+    for result in check(options.target):
+        failed += result.outcome == "failed"
+        detail = f": {result.detail}" if result.detail else ""
+        print(f"{result.outcome:9}  {result.variant} {result.direction} {result.check}{detail}", flush=True)
+    print("Every check passed." if not failed else f"{failed} check(s) failed.")
+    return 1 if failed else 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """Tables, or JSON lines."""
+    from rich.console import Console
+
+    from transformer_jax.measure import bench
+
+    config = _configured(bench.Bench, options)
+    if config is None:
+        return 0
+    rows = bench.bench(config, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        Console().print(bench.render(rows))
+    return 0
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """Text from a checkpoint, and tokens per second."""
+    raise BadInput("generate is not there yet.")
+
+
+def _verb(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise unknown("verb", arguments[0], VERBS)
+    options, rest = parser().parse_known_args(arguments)
+    options.rest = rest
+    if rest and not options.free:
+        raise BadInput(f"{options.verb} does not know {' '.join(rest)}: see `{options.verb} --help`.")
+    return options.function(options)
+
+
+def _configured(kind: type, options: argparse.Namespace, **given: Any) -> Any:
+    """The dataclass `kind` from free settings; None where the user asked to see them instead."""
+    from transformer_jax import overrides
+
+    known = {name: field for name, field in overrides.fields(kind).items() if name not in given}
+    if options.settings:
+        print((kind.__doc__ or "").strip())
+        return None
+    words = settings(options.rest)
+    for name in words:
+        if name not in known:
+            raise unknown(f"setting of {options.verb}", name, known)
+    return kind(**given, **{name: overrides.parse(name, known[name], text) for name, text in words.items()})
+
+
+def _plain(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _new(found: dict[str, list[str]], name: str) -> list[str]:
+    if _plain(name) in found:
+        raise BadInput(f"--{name} is given twice: give it once.")
+    return found.setdefault(_plain(name), [])
+
+
+def _variant_line(mixer: type[Mixer]) -> dict[str, Any]:
+    from transformer_jax.attention import catalogue
+    from transformer_jax.attention.contract import MODES
+
+    capability = mixer.capability
+    return {
+        "kind": "variant",
+        "name": mixer.name,
+        "family": mixer.family,
+        "paper": mixer.paper,
+        "time": mixer.time,
+        "state": mixer.state,
+        "defined for": [mode for mode in MODES if capability.defined(mode)],
+        "refused": dict(capability.refused),
+        "notes": dict(capability.notes),
+        "sequence": capability.sequence,
+        "options": {name: default for name, (_, default) in catalogue.options(mixer).items()},
+    }
+
+
+def _task_line(task: Any) -> dict[str, Any]:
+    about = (task.__doc__ or "").strip().splitlines()[0]
+    return {"metric": task.metric, "target": task.target, "causal": task.causal, "about": about}
+
+
+def _show(rows: Iterable[dict[str, Any]], kind: str, columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{kind}s", title_justify="left", title_style="bold", show_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column == "name")
+    for row in rows:
+        if row["kind"] == kind:
+            cells = (row[column] for column in columns)
+            table.add_row(*(", ".join(cell) if isinstance(cell, list) else str(cell) for cell in cells))
+    Console().print(table)
+    print()
