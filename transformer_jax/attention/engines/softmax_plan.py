@@ -1,0 +1,111 @@
+"""Which keys each block of queries looks at: the static side of softmax over a pattern.
+
+A plan cuts T queries into rows of `block` tokens and puts rows with equally many keys into a group.
+A group's keys are either a contiguous span of tokens per row, which is read as a slice, or a list of
+key blocks per row, static or traced (chosen by content), which is gathered. What lies in no row's
+span or list is never computed; what lies there but must not be seen is masked by the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+BLOCK = 128
+"""Queries per row. On CPUs the matrix products of 128 rows run at full speed and the scores stay in cache."""
+
+MAX_GROUPS = 8
+"""Groups of different key counts: each is compiled separately. with 8 a causal plan does up to 1/8 too much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Rows that see `length` successive tokens, from `starts[r]` on for row `rows[r]`."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Rows that see listed blocks of `block` keys.
+
+    Attributes:
+      rows: (R,) the rows of queries.
+      lists: (R, C), the same for every sequence and head, or (B, K, R, C); int32, −1 where absent.
+        No block may stand twice in a list.
+      block: keys per block; the last block of a sequence may be short.
+    """
+
+    rows: np.ndarray
+    lists: jax.Array | np.ndarray
+    block: int
+
+    @property
+    def length(self) -> int:
+        return self.lists.shape[-1] * self.block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Groups of rows of `block` queries, each row in at most one group; without one it sees nothing.
+
+    All `Blocks` have the same block of keys.
+    """
+
+    queries: int
+    keys: int
+    block: int
+    groups: Sequence[Span | Blocks]
+
+    @property
+    def rows(self) -> int:
+        return -(-self.queries // self.block)
+
+    @property
+    def missing_keys(self) -> int:
+        """Keys to add so that listed blocks are whole."""
+        return -self.keys % max((g.block for g in self.groups if isinstance(g, Blocks)), default=1)
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs that are computed, masked ones included: each costs two products of a head."""
+        return sum(len(g.rows) * self.block * g.length for g in self.groups)
+
+
+def row_size(queries: int, block: int = BLOCK) -> int:
+    """The row size nearest below `block` that cuts `queries` evenly, so that little is padded."""
+    return -(-queries // max(1, -(-queries // block)))
+
+
+def band(
+    queries: int, keys: int, *, before: int | None = None, after: int | None = None, block: int = BLOCK
+) -> Plan:
+    """The plan of queries i that see keys i − before … i + after; None is without bound."""
+    block = row_size(queries, block)
+    first = np.arange(0, queries, block)
+    last = np.minimum(first + block, queries) - 1
+    start = np.zeros_like(first) if before is None else np.clip(first - before, 0, keys)
+    stop = np.full_like(first, keys) if after is None else np.clip(last + after + 1, 0, keys)
+    start = start // block * block  # aligned slices; a whole number of blocks makes equal spans
+    stop = np.minimum(-(-stop // block) * block, keys)
+    return Plan(queries=queries, keys=keys, block=block, groups=spans(start, stop, keys, block))
+
+
+def spans(start: np.ndarray, stop: np.ndarray, keys: int, block: int) -> list[Span]:
+    """Groups rows by their number of keys, widening spans until there are at most MAX_GROUPS of them."""
+    length = np.maximum(stop - start, 1)
+    unit = block
+    while len(np.unique(length)) > MAX_GROUPS:
+        length = np.minimum(-(-(stop - start) // unit) * unit, keys)
+        unit += block
+    groups = []
+    for size in np.unique(length):
+        rows = np.flatnonzero(length == size)
+        starts = np.minimum(start[rows], keys - size)
+        groups.append(Span(rows=rows, starts=starts, length=int(size)))
+    return groups
