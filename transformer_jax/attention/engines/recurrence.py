@@ -1,0 +1,192 @@
+"""The linear recurrence and its two executions: token by token, and in parallel within chunks.
+
+    S_t = D_t S_{t−1} + k_t (v_t + c_t S_{t−1}ᵀ b_t)ᵀ,    o_t = S_tᵀ q_t
+
+S is (H, M), key channels by value channels; D_t is the identity, a decay per head or a decay per key
+channel. The correction c_t k_t (b_tᵀ S_{t−1}) replaces what is stored under b_t (the delta rule has
+b = k). Everything else that a mechanism may ask for (signs, a free left vector, a normalizer, a
+stabilizer, segments, padding) is brought to this form in `forms.py`.
+
+Within a chunk whose state was S_0, w_s = v_s + c_s S_{s−1}ᵀ b_s solves a unit triangular system,
+
+    (I − diag(c) A) W = V + diag(c) B̂ S_0,    A_ts = b_tᵀ D_{t−1} … D_{s+1} k_s  (s < t),
+
+with B̂_t = b_tᵀ D_{t−1} … D_1; then O = Q̂ S_0 + P W with P_ts = q_tᵀ D_t … D_{s+1} k_s (s ≤ t), and
+S = D_n … D_1 S_0 + K̂ᵀ W. (Without the decay this is the WY form of arXiv:2406.06484, section 3.2.)
+
+The map S_0 → S is affine and acts on each value channel alone: with v padded by H zero channels and
+S_0 = [0, I] the final state is [state of the shard from nothing, transition product of the shard].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from transformer_jax.attention.engines.decay import Reads, decay
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The streams of a recurrence of R micro-steps per token; a token reads once.
+
+    Attributes:
+      q: (B, T, N, H).
+      k: (B, T·R, N, H). v: (B, T·R, N, M).
+      log_decay: log D, None for the identity, (B, T·R, N) or (B, T·R, N, H); −inf forgets.
+      b: (B, T·R, N, H) and c: (B, T·R, N), or None where nothing is corrected.
+      reads: whether o_t reads the state "after" the token's micro-steps or "before" them.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    log_decay: jax.Array | None = None
+    b: jax.Array | None = None
+    c: jax.Array | None = None
+    reads: Reads = field(default="after", metadata={"static": True})
+
+    @property
+    def micro(self) -> int:
+        return self.k.shape[1] // self.q.shape[1]
+
+    @property
+    def dtype(self):
+        """Of state and arithmetic: float32 at least."""
+        return jnp.promote_types(jnp.float32, self.q.dtype)
+
+    def accurate(self) -> Steps:
+        return jax.tree.map(lambda x: x.astype(self.dtype), self)
+
+    def empty(self) -> jax.Array:
+        """The state before the first token: (B, N, H, M) zeros."""
+        batch, _, heads, size = self.k.shape
+        return jnp.zeros((batch, heads, size, self.v.shape[-1]), self.dtype)
+
+
+def run(steps: Steps, S: jax.Array | None = None, chunk: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """o (B, T, N, M) and the state (B, N, H, M) after the last token; `S` is the state before the first."""
+    S = steps.empty() if S is None else S.astype(steps.dtype)
+    length = steps.q.shape[1]
+    if length == 1:
+        return dense(steps, S)
+    return chunked(steps, S, min(chunk or default_chunk(steps), length))
+
+
+def default_chunk(steps: Steps) -> int:
+    """Tokens per chunk: where corrected the triangular system grows with it."""
+    return max(1, 64 // steps.micro)
+
+
+def dense(steps: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The recurrence as it is written, one token after another."""
+    length, micro = steps.q.shape[1], steps.micro
+
+    def by_token(x):
+        """(B, T·m, N, …) → (T, m, B, N, …)."""
+        return jnp.moveaxis(x.reshape(x.shape[0], length, -1, *x.shape[2:]), 0, 2)
+
+    def token(S, x: Steps):
+        x = x.accurate()
+        before = S
+        for i in range(micro):
+            w = x.v[i]
+            if x.b is not None:
+                w = w + x.c[i][..., None] * jnp.einsum("bnhm,bnh->bnm", S, x.b[i])
+            if x.log_decay is not None:
+                D = jnp.exp(x.log_decay[i])
+                S = S * (D[..., None, None] if D.ndim == 2 else D[..., None])
+            S = S + x.k[i][..., :, None] * w[..., None, :]
+        return S, jnp.einsum("bnhm,bnh->bnm", before if x.reads == "before" else S, x.q[0])
+
+    S, o = jax.lax.scan(token, S, jax.tree.map(by_token, steps))
+    return jnp.moveaxis(o, 0, 1), S
+
+
+def chunked(steps: Steps, S: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """The same, `chunk` tokens at once; temporaries are linear in T, the backward pass recomputes."""
+    batch, length, heads = steps.q.shape[:3]
+    chunks = -(-length // chunk)
+
+    def fold(x):
+        """(B, T·m, N, …) → (chunks, B·N, chunk·m, …); added steps have k = 0, D = 1."""
+        size = x.shape[1] // length * chunk
+        x = jnp.pad(x, ((0, 0), (0, chunks * size - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(batch, chunks, size, *x.shape[2:]), (1, 3), (0, 2))
+        return x.reshape(chunks, batch * heads, size, *x.shape[4:])
+
+    def body(S, x: Steps):
+        return one_chunk(x.accurate(), S)
+
+    rows = S.reshape(batch * heads, *S.shape[2:])
+    rows, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), rows, jax.tree.map(fold, steps))
+    o = jnp.moveaxis(o.reshape(chunks, batch, heads, chunk, -1), (1, 3), (0, 2))
+    return o.reshape(batch, chunks * chunk, heads, -1)[:, :length], rows.reshape(S.shape)
+
+
+def one_chunk(x: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One chunk of L = batch · heads rows, streams (L, n, …) and state S (L, H, M): (state, o)."""
+    D = decay(x.log_decay, x.k.shape[1])
+    w = x.v
+    if x.b is not None:
+        c = x.c[..., None]
+        found = D.carry(x.b, "before") @ S
+        w = unit_triangular_inverse(c * D.inner(x.b, x.k, "before")) @ (w + c * found)
+    o = D.carry(x.q, x.reads) @ S + D.inner(x.q, x.k, x.reads) @ w
+    return D.whole(S) + jnp.einsum("lsh,lsm->lhm", D.remain(x.k), w), o
+
+
+BLOCK = 8
+
+
+@jax.custom_jvp
+def unit_triangular_inverse(A: jax.Array) -> jax.Array:
+    """(I − A)⁻¹ for strictly lower triangular A (L, n, n).
+
+    Blocks of 8 by substitution, then joined in pairs. The product (I + A)(I + A²)(I + A⁴)… of the
+    nilpotent A is not used: repeated keys make its powers grow to 10¹⁷ where the inverse is ±1.
+    """
+    n = A.shape[-1]
+    size = BLOCK * 2 ** max(0, int(np.ceil(np.log2(n / BLOCK))))
+    A = jnp.pad(A, ((0, 0), (0, size - n), (0, size - n)))
+    X = _substitute(_diagonal_blocks(A, BLOCK))
+    while X.shape[-1] < size:
+        half = X.shape[-1]
+        lower = _diagonal_blocks(A, 2 * half)[:, :, half:, :half]
+        first, second = X[0::2], X[1::2]
+        joined = second @ (lower @ first)
+        X = jnp.concatenate(
+            [
+                jnp.concatenate([first, jnp.zeros_like(first)], axis=-1),
+                jnp.concatenate([joined, second], axis=-1),
+            ],
+            axis=-2,
+        )
+    return X[0, :, :n, :n]
+
+
+@unit_triangular_inverse.defjvp
+def _unit_triangular_inverse_jvp(primals, tangents):
+    X = unit_triangular_inverse(*primals)
+    return X, X @ jnp.tril(tangents[0], -1) @ X
+
+
+def _diagonal_blocks(A: jax.Array, size: int) -> jax.Array:
+    """(L, n, n) → (n / size, L, size, size)."""
+    starts = range(0, A.shape[-1], size)
+    return jnp.stack([A[:, i : i + size, i : i + size] for i in starts])
+
+
+def _substitute(A: jax.Array) -> jax.Array:
+    """(I − A)⁻¹ of blocks (…, m, m), row after row."""
+    m = A.shape[-1]
+    unit = jnp.broadcast_to(jnp.eye(m, dtype=A.dtype), A.shape)
+    rows = [unit[..., 0, :]]
+    for i in range(1, m):
+        above = jnp.stack(rows, axis=-2)
+        rows.append(unit[..., i, :] + jnp.sum(A[..., i, :i, None] * above, axis=-2))
+    return jnp.stack(rows, axis=-2)
