@@ -237,8 +237,23 @@ def run_bench(options: argparse.Namespace) -> int:
 
 
 def run_generate(options: argparse.Namespace) -> int:
-    """Text from a checkpoint, and tokens per second."""
-    raise BadInput("generate is not there yet.")
+    """Text from a checkpoint; its speed goes to stderr, so that the text can be piped."""
+    from transformer_jax import generation
+
+    if options.checkpoint is None and not options.settings:
+        raise BadInput("generate needs CHECKPOINT, the directory of a run, such as runs/x/cells/y.")
+    request = _configured(generation.Generate, options, run=options.checkpoint)
+    if request is None:
+        return 0
+    written = generation.generate(request)
+    for text in written.texts:
+        print(text)
+    print(
+        f"{written.tokens_per_second:,.0f} tokens/s after {written.prefill_seconds * 1e3:.0f} ms for the prompt "
+        f"(compiled in {written.compile_seconds:.1f} s).",
+        file=sys.stderr,
+    )
+    return 0
 
 
 def _verb(arguments: list[str]) -> int:

@@ -179,7 +179,7 @@ def test_bad_mechanisms_are_refused_in_a_sentence():
         mechanism("linaer")
     with pytest.raises(BadInput, match="did you mean 'window'"):
         mechanism("sliding_window", windw=3)
-    with pytest.raises(BadInput, match="must be of type int"):
+    with pytest.raises(BadInput, match="takes a whole number"):
         mechanism("sliding_window", window="wide")
     with pytest.raises(BadInput, match="not defined for causal"):
         model(mixers=(mechanism("linformer"),))

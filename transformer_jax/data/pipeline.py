@@ -58,13 +58,13 @@ class Stream:
     def _make(self, step: int) -> Batch:
         positions = step * self._batch + self._rows
         if self._stored is None:
-            return self._task.examples(self._seed, positions, step)
+            return checked(self._task, self._task.examples(self._seed, positions, step))
         epochs, places = np.divmod(positions, len(self._stored))
         indices = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             indices[here] = self._order(int(epoch))[places[here]]
-        return self._stored[indices]
+        return checked(self._task, self._stored[indices])
 
     def __iter__(self) -> Stream:
         return self
@@ -127,13 +127,33 @@ def evaluation_batches(
 
     def make(step: int) -> Batch:
         positions = step * batch + rows
-        result = dict(stored[np.minimum(positions, count - 1)])
+        result = checked(task, stored[np.minimum(positions, count - 1)])
         weights = result["weights"]
         real = (positions < count).reshape(-1, *[1] * (weights.ndim - 1))
         return {**result, "weights": weights * real.astype(np.float32)}
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return iter(grain.MapDataset.range(-(-count // batch)).map(make).to_iter_dataset(options))
+
+
+def checked(task: Task, batch: Batch) -> Batch:
+    """The batch, if a model can take it.
+
+    Raises BadInput on a token or target outside the vocabulary, which would be looked up silently as
+    another, and on a row that is all padding, which has nothing to read.
+    """
+    for name, bound in (("inputs", task.vocabulary), ("targets", task.outputs)):
+        low, high = int(batch[name].min()), int(batch[name].max())
+        if low < 0 or high >= bound:
+            raise BadInput(
+                f"{task.name}: {name} holds the id {low if low < 0 else high}, which is outside 0 to {bound - 1}: "
+                f"mend the task's data or raise its vocabulary."
+            )
+    lengths = batch.get("lengths")
+    if lengths is not None and lengths.min() < 1:
+        row = int(lengths.argmin())
+        raise BadInput(f"{task.name}: row {row} of a batch is all padding: leave empty examples out of the data.")
+    return batch
 
 
 def _check_share(batch: int, process: int, processes: int) -> None:

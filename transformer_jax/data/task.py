@@ -94,6 +94,17 @@ class Task:
         """The longest input of the task and of its evaluations: what a model must be able to take."""
         return max([self.length, *(task.length for task in self.evaluations().values())])
 
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids (T,) int32 of what a user writes: here the ids themselves, with spaces between."""
+        try:
+            return np.array([int(word) for word in text.split()], np.int32)
+        except ValueError:
+            raise BadInput(f"{self.name} reads token ids with spaces between, such as '3 1 4'.") from None
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """What a user reads for token ids (T,); the inverse of `encode`."""
+        return " ".join(map(str, tokens.tolist()))
+
     def parameters(self) -> dict[str, Any]:
         """What decides the examples, as JSON values; a source outside the program enters by its content."""
         return {"task": self.name, "version": self.version, **dataclasses.asdict(self)}

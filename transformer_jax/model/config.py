@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from transformer_jax.attention import catalogue
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.overrides import fields, require
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,7 @@ class Mechanism:
         for option, value in self.options:
             if option not in known:
                 raise unknown(f"option of {self.name}", option, known)
-            kind, _ = known[option]
-            if isinstance(kind, type) and not _is(value, kind):
-                raise BadInput(f"{self.name}.{option}={value!r} must be of type {kind.__name__}.")
+            require(f"{self.name}.{option}", known[option][0], value)
 
 
 def mechanism(name: str, **options: Any) -> Mechanism:
@@ -74,10 +73,11 @@ class Transformer:
     compute: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for name, kind in get_type_hints(type(self)).items():
+        for name, kind in fields(self).items():
             value = getattr(self, name)
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise unknown(f"value of model.{name}", value, get_args(kind))
+            require(f"model.{name}", kind, value)
         if not self.mixers:
             raise BadInput("model.mixers is empty: name at least one mechanism.")
         if self.layers < 1 or self.layers % len(self.mixers):
@@ -90,8 +90,3 @@ class Transformer:
         if self.convolution < 0:
             raise BadInput(f"model.convolution={self.convolution} must be 0 (none) or a number of taps.")
 
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,19 +65,18 @@ def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
     return jax.random.categorical(key, restrict(logits, sampling)).astype(jnp.int32)
 
 
-def continuation(model: Model, count: int, sampling: Sampling):
-    """Two compiled functions that write `count` tokens after a prompt.
+def continuation(model: Model, count: int, sampling: Sampling) -> tuple[Any, Callable, Callable]:
+    """The two programs that write `count` tokens after a prompt, and the arrays of the model.
 
     Returns:
-      prefill: (tokens (B, P), lengths (B,)) -> (logits of each row's next token (B, V), state).
-      write: (logits, state, key) -> tokens (B, count).
+      values: the model's arrays, the first argument of both programs.
+      prefill: (values, tokens (B, P), lengths (B,)) → (logits of each row's next token (B, V), state).
+      write: (values, logits, state, key) → tokens (B, count).
 
     Raises BadInput where the model is no causal model of tokens.
     """
     if model.target != "token" or not model.geometry.causal or model.outputs != model.vocabulary:
-        raise BadInput(
-            "Only a causal model of tokens writes text; this one classifies or sees both directions."
-        )
+        raise BadInput("Only a causal model of tokens writes text; this one classifies or sees both directions.")
     graph, values = nnx.split(model)
 
     @jax.jit
@@ -97,10 +98,7 @@ def continuation(model: Model, count: int, sampling: Sampling):
         _, tokens = jax.lax.scan(step, (logits, state), jax.random.split(key, count))
         return tokens.T
 
-    return (
-        lambda tokens, lengths: prefill(values, tokens, lengths),
-        lambda logits, state, key: write(values, logits, state, key),
-    )
+    return values, prefill, write
 
 
 def generate(
@@ -116,9 +114,9 @@ def generate(
     Raises BadInput where a prompt is empty, holds an unknown token, or leaves no room for `count`.
     """
     tokens, lengths = pad_prompts(model, prompts, count)
-    prefill, write = continuation(model, count, sampling or Sampling())
-    logits, state = prefill(tokens, lengths)
-    return np.asarray(write(logits, state, jax.random.key(seed)))
+    values, prefill, write = continuation(model, count, sampling or Sampling())
+    logits, state = prefill(values, tokens, lengths)
+    return np.asarray(write(values, logits, state, jax.random.key(seed)))
 
 
 def pad_prompts(model: Model, prompts: list[np.ndarray], count: int) -> tuple[jax.Array, jax.Array]:

@@ -63,6 +63,12 @@ class PythonText(Task):
         targets = text[:, 1:]
         return {"inputs": text[:, :-1], "targets": targets, "weights": np.ones(targets.shape, np.float32)}
 
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+
     def parameters(self) -> dict[str, Any]:
         digests = {split: hashlib.sha256(text.tobytes()).hexdigest() for split, text in corpus().items()}
         return {**super().parameters(), "text": digests}
