@@ -248,11 +248,9 @@ def run_generate(options: argparse.Namespace) -> int:
     written = generation.generate(request)
     for text in written.texts:
         print(text)
-    print(
-        f"{written.tokens_per_second:,.0f} tokens/s after {written.prefill_seconds * 1e3:.0f} ms for the prompt "
-        f"(compiled in {written.compile_seconds:.1f} s).",
-        file=sys.stderr,
-    )
+    speed, prompt = f"{written.tokens_per_second:,.0f} tokens/s", f"{written.prefill_seconds * 1e3:.0f} ms"
+    compiled = f"{written.compile_seconds:.1f} s"
+    print(f"{speed} after {prompt} for the prompt (compiled in {compiled}).", file=sys.stderr)
     return 0
 
 

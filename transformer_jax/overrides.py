@@ -31,7 +31,7 @@ def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
 
 
 def unknown_name(name: str, known: Iterable[str]) -> BadInput:
-    """The error for an override that is not there, with the nearest one: by its whole name or its last part."""
+    """The error for an override that is not there, with the nearest by its whole name or its last part."""
     tails = {full.rpartition(".")[2]: full for full in known}
     close = difflib.get_close_matches(name, [*tails.values()], n=1, cutoff=0.7)
     close += [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]

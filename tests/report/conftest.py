@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-
 DEVICE = {"platform": "cpu", "kind": "cpu", "count": 1, "processes": 1, "cores": 2}
 
 
