@@ -7,11 +7,12 @@ from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.data.tasks.copy import Copy
 from transformer_jax.data.tasks.imdb import Imdb
 from transformer_jax.data.tasks.induction_heads import InductionHeads
+from transformer_jax.data.tasks.masked_python_text import MaskedPythonText
 from transformer_jax.data.tasks.python_text import PythonText
 from transformer_jax.errors import unknown
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (AssociativeRecall, Copy, InductionHeads, PythonText, Imdb)
+    task.name: task for task in (AssociativeRecall, Copy, InductionHeads, PythonText, MaskedPythonText, Imdb)
 }
 
 
