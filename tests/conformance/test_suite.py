@@ -18,7 +18,7 @@ class Dense(HeadMixer):
     time = "T²"
     state = "T"
     capability = Capability(
-        refused={mode: "the example does not" for mode in ("cross", "packing", "decoding", "padding")}
+        refused=dict.fromkeys(("cross", "packing", "decoding", "padding"), "the example does not")
     )
 
     def definition(self, q, k, v):

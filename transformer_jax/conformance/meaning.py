@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.definition import by_definition, effective_matrix
+from transformer_jax.attention.heads import HeadMixer
 from transformer_jax.conformance.subject import Subject, agree, heads_of, inputs, run
 
 # Float64 leaves about 1e-15 per operation; sums over tens of terms and an exponential or two lie well
@@ -20,26 +23,27 @@ def definition_is_matched(subject: Subject) -> None:
     nothing, for multi-head, grouped and multi-query heads."""
     for length, kv_heads, rotary in ((37, 4, None), (24, 2, 100.0), (1, 1, None)):
         mixer = heads_of(subject.build(kv_heads=kv_heads, rotary=rotary))
-        x, layout = inputs(2, length), Layout.plain(2, length)
-
-        def both(x, mixer=mixer, layout=layout):
-            streams, _ = mixer.streams(x, layout)
-            weights = jnp.cos(jnp.arange(streams["v"].shape[-1], dtype=x.dtype) + 1)[None, None, None]
-
-            def total(core):
-                def f(streams):
-                    o = core(streams)
-                    return jnp.sum(o * weights * jnp.sin(1.0 + jnp.arange(length))[None, :, None, None]), o
-
-                (_, o), gradient = jax.value_and_grad(f, has_aux=True)(streams)
-                return o, gradient
-
-            executed = total(lambda s: mixer.core(s, layout, None)[0])
-            return executed, total(lambda s: by_definition(mixer, s))
-
-        (o, gradient), (o_wanted, gradient_wanted) = jax.jit(both)(x)
+        (o, gradient), (o_wanted, gradient_wanted) = jax.jit(partial(_both_ways, mixer))(inputs(2, length))
         agree(o, o_wanted, within=EXACT, what=f"values at T={length}")
         agree(gradient, gradient_wanted, within=GRADIENT, what=f"gradient at T={length} of ")
+
+
+def _both_ways(mixer: HeadMixer, x: jax.Array):
+    """(values, gradient in the streams) of some weighted sum of them: as executed, and as defined."""
+    layout = Layout.plain(*x.shape[:2])
+    streams, _ = mixer.streams(x, layout)
+
+    def differentiated(core):
+        def total(streams):
+            o = core(streams)
+            weights = jnp.cos(1.0 + jnp.arange(o.size, dtype=o.dtype)).reshape(o.shape)
+            return jnp.sum(o * weights), o
+
+        (_, o), gradient = jax.value_and_grad(total, has_aux=True)(streams)
+        return o, gradient
+
+    executed = differentiated(lambda s: mixer.core(s, layout, None)[0])
+    return executed, differentiated(partial(by_definition, mixer))
 
 
 def matrix_is_effective(subject: Subject) -> None:

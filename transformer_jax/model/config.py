@@ -89,4 +89,3 @@ class Transformer:
             raise BadInput(f"model.dropout={self.dropout} must be at least 0 and below 1.")
         if self.convolution < 0:
             raise BadInput(f"model.convolution={self.convolution} must be 0 (none) or a number of taps.")
-

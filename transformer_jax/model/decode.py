@@ -76,7 +76,10 @@ def continuation(model: Model, count: int, sampling: Sampling) -> tuple[Any, Cal
     Raises BadInput where the model is no causal model of tokens.
     """
     if model.target != "token" or not model.geometry.causal or model.outputs != model.vocabulary:
-        raise BadInput("Only a causal model of tokens writes text; this one classifies or sees both directions.")
+        raise BadInput(
+            "Only a causal model of tokens writes text; this one classifies or sees both directions: "
+            "give the run of a causal task."
+        )
     graph, values = nnx.split(model)
 
     @jax.jit
