@@ -69,8 +69,13 @@ class Bench:
             raise BadInput(
                 "The byte model predicts the next byte: bench.direction must be causal with what=model."
             )
-        object.__setattr__(self, "variants", tuple(map(_mechanism, self.variants)))
+        if not self.mechanisms:  # which refuses unknown names
+            raise BadInput("bench.variants is empty: name at least one variant.")
         self.geometry(self.lengths[0])  # refuses sizes that do not fit
+
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        return tuple(v if isinstance(v, Mechanism) else Mechanism(v) for v in self.variants)
 
     def geometry(self, length: int) -> Geometry:
         return Geometry(
@@ -124,19 +129,15 @@ def contenders(config: Bench, length: int) -> Iterable[Program]:
         yield programs.jax_nn_core(geometry, config.batch)
         if device:
             yield programs.torch_core(geometry, config.batch, device)
-        for mechanism in config.variants:
+        for mechanism in config.mechanisms:
             yield programs.variant_core(mechanism, geometry, config.batch)
         return
-    models = [_byte_model(config, mechanism) for mechanism in config.variants]
+    models = [_byte_model(config, mechanism) for mechanism in config.mechanisms]
     tokens = jax.random.randint(jax.random.key(0), (config.batch, length + 1), 0, BYTES)
     if device and config.dtype == "float32" and config.kv_heads in (None, config.heads):
         yield programs.torch_training_step(models[0], vocabulary=BYTES, tokens=tokens, device=device)
     for model in models:
         yield programs.training_step(model, vocabulary=BYTES, tokens=tokens)
-
-
-def _mechanism(variant: str | Mechanism) -> Mechanism:
-    return variant if isinstance(variant, Mechanism) else Mechanism(variant)
 
 
 def _byte_model(config: Bench, mechanism: Mechanism) -> Transformer:
@@ -198,7 +199,8 @@ def _slopes(rows: list[Row], key: str) -> list[Row]:
             points = [(row["length"], row[field]) for row in rows if row["name"] == name and row[field]]
             slope[label] = None
             if len({length for length, _ in points}) > 1:
-                slope[label] = float(np.polyfit(*np.log(np.array(points, float)).T, 1)[0])
+                x, y = np.log(np.array(points, float)).T
+                slope[label] = float(np.polyfit(x, y, 1)[0])
         if any(slope[label] is not None for label in ("time", "temporaries")):
             slopes.append(slope)
     return slopes

@@ -65,15 +65,15 @@ def _equation_flops(eqn: core.JaxprEqn) -> int:
 
 def _product_flops(eqn: core.JaxprEqn) -> int:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    left = eqn.invars[0].aval.shape
-    return 2 * eqn.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    left = _shape(eqn.invars[0])
+    return 2 * math.prod(_shape(eqn.outvars[0])) * math.prod(left[axis] for axis in contracted)
 
 
 def _convolution_flops(eqn: core.JaxprEqn) -> int:
     """Each output element is a product over the kernel's taps and its group's channels, padding included."""
     _, channels, *taps = eqn.params["dimension_numbers"].rhs_spec
-    kernel = eqn.invars[1].aval.shape
-    return 2 * eqn.outvars[0].aval.size * kernel[channels] * math.prod(kernel[axis] for axis in taps)
+    kernel = _shape(eqn.invars[1])
+    return 2 * math.prod(_shape(eqn.outvars[0])) * kernel[channels] * math.prod(kernel[axis] for axis in taps)
 
 
 def _while_flops(eqn: core.JaxprEqn) -> int:
@@ -128,3 +128,7 @@ def _step(body: Any, before: int, after: int) -> int | None:
 
 def _constant(atom: Any) -> int | None:
     return int(atom.val) if isinstance(atom, core.Literal) else None
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape

@@ -111,8 +111,9 @@ def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Progra
         jax.random.key(1), (batch, geometry.length, geometry.width), jnp.dtype(geometry.dtype)
     )
     graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
-    has_core = isinstance(mixer, HeadMixer)
-    streams = jax.jit(lambda x: mixer.streams(x, layout)[0])(x) if has_core else x
+    part, streams = "mixer", x
+    if isinstance(mixer, HeadMixer):
+        part, streams = "core", jax.jit(lambda x: mixer.streams(x, layout)[0])(x)
 
     def core(learned: nnx.State, streams: Any) -> jax.Array:
         here: Mixer = nnx.merge(graph, learned, rest)
@@ -131,10 +132,10 @@ def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Progra
         filled = [leaf if mine is None else mine for leaf, mine in zip(leaves, own, strict=True)]
         return core(jax.tree.unflatten(tree, filled), streams)
 
-    return jax_program(label(mechanism), "core" if has_core else "mixer", there_and_back(fn, (used, streams)))
+    return jax_program(label(mechanism), part, there_and_back(fn, (used, streams)))
 
 
-def random_heads(geometry: Geometry, batch: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def random_heads(geometry: Geometry, batch: int) -> tuple[jax.Array, ...]:
     """q (B, T, N, H), k and v (B, T, K, H), normal."""
     g = geometry
     return tuple(
@@ -160,7 +161,7 @@ def torch_core(geometry: Geometry, batch: int, device: str) -> Program:
     qkv = [
         torch.tensor(np.asarray(x, np.float32)).to(device, kind).transpose(1, 2).contiguous() for x in arrays
     ]
-    sdpa = partial(
+    sdpa: Callable = partial(
         torch.nn.functional.scaled_dot_product_attention,
         is_causal=geometry.causal,
         enable_gqa=geometry.heads != geometry.kv_heads,

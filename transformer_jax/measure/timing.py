@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 SHORTEST = 0.02
 """Seconds that one sample lasts at least, so that the clock and the dispatch do not show."""
 
 
-def interleaved(programs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def interleaved(programs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, float]:
     """Median seconds per call of each program.
 
     Every round runs all programs one after the other, so that a machine that slows down slows all
@@ -20,13 +23,13 @@ def interleaved(programs: Mapping[str, Callable[[], object]], rounds: int) -> di
       programs: name -> a function that returns when its work is done.
       rounds: samples per program.
     """
-    calls = {}
+    calls: dict[Name, int] = {}
     for name, program in programs.items():
         program()  # compiles, allocates
         started = time.perf_counter()
         program()
         calls[name] = max(1, round(SHORTEST / (time.perf_counter() - started)))
-    samples: dict[str, list[float]] = {name: [] for name in programs}
+    samples: dict[Name, list[float]] = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():
             started = time.perf_counter()
