@@ -1,0 +1,381 @@
+"""Training a run to its end, from wherever an earlier call left it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer_jax.checkpoint import Checkpoints
+from transformer_jax.data import pipeline
+from transformer_jax.data.task import Task
+from transformer_jax.errors import BadInput
+from transformer_jax.train import metrics as measures
+from transformer_jax.train.devices import placement, require_divisible
+from transformer_jax.train.feed import Feed
+from transformer_jax.train.metrics import Log, Metrics
+from transformer_jax.train.progress import Watcher, watcher
+from transformer_jax.train.run import Run, build_model, claim, versions, write_json
+from transformer_jax.train.state import State, dismantle, initial
+from transformer_jax.train.step import program
+
+RESULT = "result.json"
+DISPATCH_SECONDS = 0.1  # of work per call: the host's share is then lost in it, and a signal soon heard
+
+
+def train(
+    run: Run,
+    out: Path,
+    *,
+    data: Path,
+    label: str = "",
+    command: str | None = None,
+    progress: Watcher | None = None,
+) -> dict[str, Any]:
+    """Trains `run` in the directory `out` and returns its result, also in out/result.json.
+
+    Continues where an earlier call stopped, bit by bit as if it never had; returns at once where the
+    result is there. SIGTERM and SIGINT save a checkpoint and raise SystemExit (143, 130).
+
+    Args:
+      data: directory of the finite splits.
+      label: what the run is called in lines and reports. command: the command that started it.
+      progress: what a person sees; None: a bar on a terminal, lines elsewhere.
+
+    Raises:
+      BadInput: `out` cannot be written or belongs to another run; a batch does not divide.
+    """
+    out, data = Path(out), Path(data)
+    require_divisible(run.train.batch, run.train.accumulate)
+    require_divisible(run.train.evaluation_batch or run.train.batch)
+    record = claim(run, out, label=label, command=command)
+    if (out / RESULT).exists():
+        return json.loads((out / RESULT).read_text())
+    training = Training(run, out, data=data, watch=progress or watcher(), record=record)
+    try:
+        return training.result()
+    finally:
+        training.close()
+
+
+class Interrupted(Exception):
+    """A signal asked the process to end."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient of a step is not finite."""
+
+
+class Training:
+    """One run being trained: where it stands, and what it writes."""
+
+    def __init__(self, run: Run, out: Path, *, data: Path, watch: Watcher, record: dict[str, Any]):
+        self.run, self.out, self.data, self.watch, self.record = run, out, data, watch, record
+        train, task = run.train, run.task
+        self.place, self.tokens = placement(), train.batch * task.length
+        self.model = build_model(run)
+        skeleton, params, rest = dismantle(self.model)
+        self.program = program(skeleton, train, self.place.everywhere)
+        state = initial(params, rest, self.program.rule, seed=run.seed, peak=train.learning_rate)
+        self.state = jax.device_put(state, self.place.everywhere)
+        self.stream = pipeline.train_batches(task, batch=train.batch, seed=run.seed, directory=data)
+        self.checkpoints = Checkpoints(out / "checkpoints", keep=train.keep, warn=watch.say)
+
+        self.step, self.saved, self.evaluated, self.solved = 0, -1, -1, False
+        self.window = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
+        self.validation: Metrics = {}
+        # Seconds: of earlier sessions; in training steps, compilation left out; of those waiting for data.
+        self.before, self.busy, self.waited, self.timed_steps = 0.0, 0.0, 0.0, 0
+        self.resume()
+
+        self.log = Log(out, step=self.step)
+        self.feed: Feed | None = None
+        self.pending: deque[tuple[int, int, Any]] = deque()
+        self.signal: int | None = None
+        self.began = self.mark = time.perf_counter()
+        self.compiled = False
+        self.lap = (0.0, 0)
+
+    # From beginning to end.
+
+    def result(self) -> dict[str, Any]:
+        """Trains to the end and writes the result."""
+        self.watch.start(self.record.get("label", ""), self.step, self.run.train.steps)
+        try:
+            with self.listening():
+                return self.through()
+        except Diverged as divergence:
+            return self.finish("diverged", str(divergence))
+        except Interrupted:
+            number = self.signal
+            self.save()
+            self.checkpoints.wait()
+            path = self.checkpoints.path(self.step)
+            self.watch.say(
+                f"Stopped by {signal.Signals(number).name} at step {self.step}: saved in {path}. "
+                f"The same command continues from there."
+            )
+            raise SystemExit(128 + number) from None
+
+    def through(self) -> dict[str, Any]:
+        train = self.run.train
+        while True:
+            at_end = self.solved or self.step == train.steps
+            if self.evaluated != self.step and (at_end or self.due(train.evaluate_every)):
+                self.evaluate_validation()
+                at_end = at_end or self.solved
+            if self.saved != self.step and (at_end or self.due(train.save_every or train.evaluate_every)):
+                self.save()
+            if at_end:
+                return self.finish("solved" if self.solved else "finished")
+            self.advance()
+
+    def due(self, every: int | None) -> bool:
+        return every is not None and self.step > 0 and self.step % every == 0
+
+    def next_stop(self, step: int) -> int:
+        """The next step after `step` at which something else than training happens."""
+        train = self.run.train
+        periods = (train.evaluate_every, train.save_every)
+        return min([train.steps, *(every * (step // every + 1) for every in periods if every)])
+
+    # Steps.
+
+    def advance(self) -> None:
+        """Trains to the next stop; the numbers of a dispatch are read while the next one runs."""
+        train = self.run.train
+        if self.feed is None:
+            self.feed = Feed(
+                self.stream,
+                step=self.step,
+                stop=self.next_stop,
+                most=train.steps_per_dispatch,
+                place=self.place.stacked,
+            )
+        stop = self.next_stop(self.step)
+        waited = self.feed.waited
+        while self.step < stop:
+            stack = self.feed.take()
+            self.state, sums = self.program.steps(self.state, stack.batches, np.int32(stack.count))
+            self.pending.append((self.step, stack.count, sums))
+            self.step += stack.count
+            self.position = stack.position
+            while len(self.pending) > (1 if self.compiled else 0):
+                self.read()
+                waited = self.feed.waited if not self.timed_steps else waited
+            if self.signal is not None:
+                break
+        while self.pending:
+            self.read()
+        self.waited += self.feed.waited - waited
+        if self.signal is not None:
+            raise Interrupted
+
+    def read(self) -> None:
+        """Waits for the oldest dispatch that is not read, and records its steps."""
+        first, count, sums = self.pending.popleft()
+        sums = {name: np.asarray(values) for name, values in jax.device_get(sums).items()}
+        now = time.perf_counter()
+        elapsed, self.mark = now - self.mark, now
+        if self.compiled:
+            self.busy, self.timed_steps = self.busy + elapsed, self.timed_steps + count
+            if self.run.train.steps_per_dispatch is None:
+                self.feed.ask = max(1, int(DISPATCH_SECONDS * count / elapsed))
+        self.compiled = True
+        for i in range(count):
+            self.read_step(first + i + 1, {name: float(values[i]) for name, values in sums.items()})
+        speed = count / elapsed if self.timed_steps else 0.0
+        loss = float(sums["loss"][:count].sum() / max(float(sums["weight"][:count].sum()), 1e-9))
+        self.watch.moved(first + count, loss, speed, speed * self.tokens)
+
+    def read_step(self, step: int, sums: dict[str, float]) -> None:
+        if not (math.isfinite(sums["loss"]) and math.isfinite(sums["gradient_norm"])):
+            what = "loss" if not math.isfinite(sums["loss"]) else "gradient"
+            self.step = step
+            raise Diverged(
+                f"The {what} is not finite at step {step} (learning rate {sums['learning_rate']:.3g})."
+            )
+        for name in self.window:
+            self.window[name] += sums[name]
+        if step % self.run.train.log_every == 0 or step == self.run.train.steps:
+            found = measures.of_sums(self.window, self.run.task.metric)
+            found |= {name: sums[name] for name in ("learning_rate", "gradient_norm")}
+            busy, steps = self.busy - self.lap[0], self.timed_steps - self.lap[1]
+            if busy > 0 and steps > 0:
+                found |= {"steps_per_s": steps / busy, "tokens_per_s": steps * self.tokens / busy}
+                self.lap = (self.busy, self.timed_steps)
+            self.write(step, "train", found)
+            self.window = dict.fromkeys(self.window, 0.0)
+
+    def write(self, step: int, split: str, found: dict[str, float]) -> None:
+        self.log.write(step, split, {**found, "seconds": self.seconds()})
+        self.watch.measured(step, split, found)
+
+    def seconds(self) -> float:
+        """Since the start of training, without the gaps between sessions."""
+        return self.before + time.perf_counter() - self.began
+
+    # Evaluation.
+
+    def evaluate_validation(self) -> None:
+        self.validation = self.evaluate(self.run.task, "validation", "validation")
+        self.evaluated = self.step
+        goal = self.run.train.stop_at
+        self.solved = goal is not None and measures.reached(self.validation, self.run.task.metric, goal)
+
+    def evaluate(self, task: Task, split: str, name: str) -> Metrics:
+        """The metrics of a finite split, over all its targets, written under `name`."""
+        train = self.run.train
+        # Longer sequences come in smaller batches, so that a step holds no more tokens than it did.
+        size = (
+            (train.evaluation_batch or train.batch)
+            * self.run.task.length
+            // max(task.length, self.run.task.length)
+        )
+        size = max(jax.device_count(), size // jax.device_count() * jax.device_count())
+        batches = pipeline.evaluation_batches(
+            task, split, batch=size, directory=self.data, limit=train.evaluation_examples
+        )
+        total = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
+        late: deque[Any] = deque()
+
+        def add() -> None:
+            for key, value in jax.device_get(late.popleft()).items():
+                total[key] += float(value)
+
+        for batch in batches:
+            batch = jax.device_put(batch, self.place.rows)
+            late.append(self.program.evaluate(self.state.params, self.state.rest, batch))
+            if len(late) > 2:
+                add()
+            if self.signal is not None:
+                raise Interrupted
+        while late:
+            add()
+        if total["weight"] == 0:
+            raise BadInput(
+                f"The {split} split of {task.name} has no target that counts: there is nothing to measure."
+            )
+        self.mark = time.perf_counter()
+        if not math.isfinite(total["loss"]):
+            raise Diverged(f"The {name} loss is not finite at step {self.step}.")
+        found = measures.of_sums(total, task.metric)
+        self.write(self.step, name, found)
+        return found
+
+    # Saving and going on.
+
+    def save(self) -> None:
+        """Everything that the rest of the run depends on, in one step directory."""
+        if self.saved == self.step:
+            return
+        record = {
+            "digest": self.record["digest"],
+            "data": self.position if self.step else None,
+            "window": self.window,
+            "validation": self.validation,
+            "evaluated": self.evaluated,
+            "solved": self.solved,
+            "clock": {
+                "seconds": self.seconds(),
+                "busy": self.busy,
+                "waited": self.waited,
+                "timed_steps": self.timed_steps,
+            },
+        }
+        self.checkpoints.save(self.step, self.state.parts(), record)
+        self.saved, self.mark = self.step, time.perf_counter()
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint that verifies, if there is one."""
+        found = self.checkpoints.restore(self.state.parts())
+        if found is None:
+            return
+        self.state = State.of_parts(found.parts)
+        record, self.step = found.record, found.step
+        self.saved, self.evaluated, self.solved = found.step, record["evaluated"], record["solved"]
+        self.window, self.validation, self.position = record["window"], record["validation"], record["data"]
+        clock = record["clock"]
+        self.before, self.busy = clock["seconds"], clock["busy"]
+        self.waited, self.timed_steps = clock["waited"], clock["timed_steps"]
+        if record["data"] is not None:
+            self.stream.restore(record["data"])
+        self.watch.say(f"Continuing from step {self.step}.")
+        if (now := versions()) != self.record["versions"]:
+            changed = ", ".join(
+                f"{name} {self.record['versions'].get(name)} to {now.get(name)}"
+                for name in sorted({*now, *self.record["versions"]})
+                if now.get(name) != self.record["versions"].get(name)
+            )
+            self.watch.say(
+                f"The run began with other versions ({changed}): its numbers may differ in their last bits."
+            )
+
+    def finish(self, status: str, message: str | None = None) -> dict[str, Any]:
+        found: dict[str, Metrics] = {"validation": self.validation} if self.validation else {}
+        if status == "diverged":
+            self.checkpoints.wait()
+            last = self.checkpoints.path(self.saved) if self.saved >= 0 else None
+            message = f"{message} The last good checkpoint is " + (
+                f"step {self.saved} in {last}." if last else "none."
+            )
+            self.watch.say(message)
+        else:
+            found["test"] = self.evaluate(self.run.task, "test", "test")
+            for name, task in self.run.task.evaluations().items():
+                found[f"test/{name}"] = self.evaluate(task, "test", f"test/{name}")
+        speed = self.timed_steps / self.busy if self.busy else 0.0
+        result = {
+            "status": status,
+            "step": self.step,
+            "metrics": found,
+            "baselines": self.run.task.baselines(self.data),
+            "parameters": sum(int(x.size) for x in self.state.params.values()),
+            "state_size": self.model.state_size(),
+            "notes": self.model.notes(),
+            "seconds": self.seconds(),
+            "steps_per_s": speed,
+            "tokens_per_s": speed * self.tokens,
+            "data_wait": self.waited / self.busy if self.busy else 0.0,
+        } | ({"message": message} if message else {})
+        self.checkpoints.wait()
+        write_json(self.out / RESULT, result)
+        return result
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGTERM and SIGINT are noted and heard between dispatches; a second one ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def heard(number: int, frame: Any) -> None:
+            self.signal = number
+            for each, handler in old.items():
+                signal.signal(each, handler)
+
+        for number in old:
+            signal.signal(number, heard)
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def close(self) -> None:
+        if self.feed is not None:
+            self.feed.close()
+        self.checkpoints.close()
+        self.log.close()
+        self.watch.close()

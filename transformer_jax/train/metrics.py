@@ -1,0 +1,75 @@
+"""From sums to metrics, and the record of them: JSON lines, with TensorBoard files beside."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+Metrics = dict[str, float]
+LOWER_IS_BETTER = ("bits_per_byte", "loss")
+
+
+def of_sums(sums: Mapping[str, float], metric: str) -> Metrics:
+    """loss (nats per target) and accuracy; bits_per_byte = loss / ln 2 where that is the task's metric."""
+    if sums["weight"] <= 0:
+        return {"loss": 0.0, "accuracy": 0.0} | ({"bits_per_byte": 0.0} if metric == "bits_per_byte" else {})
+    loss, accuracy = sums["loss"] / sums["weight"], sums["correct"] / sums["weight"]
+    return {"loss": loss, "accuracy": accuracy} | (
+        {"bits_per_byte": loss / math.log(2)} if metric == "bits_per_byte" else {}
+    )
+
+
+def reached(metrics: Mapping[str, float], metric: str, goal: float) -> bool:
+    """Whether `metric` is as good as `goal`."""
+    return metrics[metric] <= goal if metric in LOWER_IS_BETTER else metrics[metric] >= goal
+
+
+class Log:
+    """The metrics of one run directory, appended line by line.
+
+    Opening it drops what a continued run will write again: lines past `step`, lines of the final test,
+    and a last line that a kill has torn.
+    """
+
+    def __init__(self, out: Path, *, step: int):
+        path = out / METRICS
+        kept = [json.dumps(line) + "\n" for line in read_metrics(out) if _stays(line, step)]
+        half = out / f".{METRICS}.part"
+        half.write_text("".join(kept))
+        os.replace(half, path)
+        self.file = path.open("a", buffering=1)
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, "split": split, **metrics}, allow_nan=False) + "\n")
+        for name, value in metrics.items():
+            self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are whole."""
+    path = Path(out) / METRICS
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_text().splitlines():
+        try:
+            found.append(json.loads(text))
+        except ValueError:  # torn by a kill
+            continue
+    return found
+
+
+def _stays(line: Mapping[str, Any], step: int) -> bool:
+    return line["step"] <= step and not line["split"].startswith("test")

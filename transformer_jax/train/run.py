@@ -1,0 +1,249 @@
+"""One run: what is trained, on what, how, from which seed; and the record that says so beside the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+
+import jax
+from flax import nnx
+
+import transformer_jax
+from transformer_jax.data.task import Task
+from transformer_jax.errors import BadInput, unknown
+from transformer_jax.overrides import fields, require
+from transformer_jax.train.config import Train
+
+if TYPE_CHECKING:
+    from transformer_jax.model.config import Transformer
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A task, a model, a recipe and the seed of parameters, data order and dropout."""
+
+    task: Task
+    model: Transformer
+    train: Train
+    seed: int = 0
+
+    def __post_init__(self):
+        require("seed", int, self.seed)
+        if not 0 <= self.seed < 2**31:
+            raise BadInput(f"seed={self.seed} must be at least 0 and below 2**31.")
+
+
+def build_model(run: Run) -> nnx.Module:
+    """The untrained model of a run, sized by its task."""
+    from transformer_jax.model.transformer import Model
+
+    return Model(
+        run.model,
+        vocabulary=run.task.vocabulary,
+        outputs=run.task.outputs,
+        target=run.task.target,
+        causal=run.task.causal,
+        length=run.task.longest,
+        rngs=nnx.Rngs(run.seed),
+    )
+
+
+def resolved(run: Run) -> dict[str, Any]:
+    """Every setting of a run, defaults included, as JSON values."""
+    task = {"name": run.task.name, "version": run.task.version, **_json(run.task)}
+    return {"task": task, "model": _json(run.model), "train": _json(run.train), "seed": run.seed}
+
+
+def digest(run: Run) -> str:
+    """A hash of the settings. A source outside the program enters by its content, not by its path."""
+    settings = {**resolved(run), "task": run.task.parameters()}
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def load_run(path: Path) -> Run:
+    """The run whose results are in the directory `path`. Raises BadInput where its record does not fit."""
+    from transformer_jax.data.tasks import task_class
+    from transformer_jax.model.config import Transformer
+
+    settings = dict(_read_config(path)["config"])
+    if settings.keys() != {"task", "model", "train", "seed"}:
+        raise BadInput(
+            f"{Path(path) / CONFIG} is not the record of a run: give a directory that `run` wrote."
+        )
+    task = dict(settings["task"])
+    kind, version = task_class(task.pop("name")), task.pop("version")
+    if version != kind.version:
+        raise BadInput(
+            f"{path} was trained on version {version} of {kind.name}, which is now at {kind.version} and "
+            f"gives other examples: train it again."
+        )
+    return Run(
+        task=_built(kind, task, "task"),
+        model=_built(Transformer, settings["model"], "model"),
+        train=_built(Train, settings["train"], "train"),
+        seed=settings["seed"],
+    )
+
+
+# The record of a run directory.
+
+
+def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -> dict[str, Any]:
+    """Makes `out` the directory of this run, or checks that it is; returns its config.json.
+
+    Raises BadInput, and writes nothing, where `out` cannot be written or belongs to another run.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"Cannot make the directory {out} ({error.strerror}): choose another output directory."
+        ) from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise BadInput(f"Cannot write to {out}: choose another output directory, or change its permissions.")
+    if (out / CONFIG).exists():
+        stored = _read_config(out)
+        if stored["digest"] != digest(run):
+            changed = ", ".join(_differences(stored["config"], json.loads(json.dumps(resolved(run)))))
+            raise BadInput(
+                f"{out} holds results of another configuration ({changed or 'other data'}): choose another "
+                f"output directory, or move that one away."
+            )
+        return stored
+    record = {
+        "label": label,
+        "digest": digest(run),
+        "config": resolved(run),
+        "versions": versions(),
+        "device": device(),
+        "seed": run.seed,
+    }
+    if command is not None:
+        record["command"] = command
+    write_json(out / CONFIG, record)
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers: Python, the libraries, this package and its git commit."""
+    libraries = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    }
+    found = {"python": platform.python_version(), **libraries, "transformer_jax": _own_version()}
+    commit = _commit()
+    return {**found, "commit": commit} if commit else found
+
+
+def device() -> dict[str, Any]:
+    """What computes: platform, kind and count of devices, processes, CPU cores."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+        "cores": os.cpu_count(),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all: a kill leaves the old file or the new one."""
+    half = path.with_name(f".{path.name}.part")
+    half.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    os.replace(half, path)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = Path(path) / CONFIG
+    try:
+        record = json.loads(file.read_text())
+        if isinstance(record, dict) and {"digest", "config"} <= record.keys():
+            return record
+    except FileNotFoundError:
+        raise BadInput(f"{path} is not the directory of a run: it has no {CONFIG}.") from None
+    except (OSError, ValueError):
+        pass
+    raise BadInput(f"{file} cannot be read: move {path} away, or restore the file.")
+
+
+def _own_version() -> str:
+    try:
+        return importlib.metadata.version("transformer_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return getattr(transformer_jax, "__version__", "unknown")
+
+
+def _commit() -> str | None:
+    """The commit of this package's own checkout; nothing where it is installed elsewhere."""
+    here = Path(transformer_jax.__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        ask = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+        return (
+            subprocess.run(ask, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
+    """Sentences like "train.steps is 100 there and 200 here"."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    elif old != new:
+        yield f"{name} is {json.dumps(old)} there and {json.dumps(new)} here"
+
+
+# Dataclasses to JSON values and back.
+
+
+def _json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {name: _json(getattr(value, name)) for name in fields(value)}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def _built(kind: type, values: Mapping[str, Any], part: str) -> Any:
+    known = fields(kind)
+    for name in values:
+        if name not in known:
+            raise unknown("setting", f"{part}.{name}", [f"{part}.{field}" for field in known])
+    return kind(**{name: _value(known[name], value, f"{part}.{name}") for name, value in values.items()})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    """The value of type `kind` that JSON `value` stands for."""
+    if get_origin(kind) in (Union, types.UnionType):
+        if value is None:
+            return None
+        (kind, *others) = (member for member in get_args(kind) if member is not type(None))
+        return value if others else _value(kind, value, name)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return _built(kind, value, name)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        members = get_args(kind)
+        if members[1:] == (...,):
+            members = (members[0],) * len(value)
+        return tuple(_value(member, item, name) for member, item in zip(members, value, strict=True))
+    if kind is Any and isinstance(value, list):
+        return tuple(_value(Any, item, name) for item in value)
+    return Path(value) if kind is Path and value is not None else value

@@ -1,0 +1,154 @@
+"""One training step as a pure function, and the compiled program that runs several of them per call."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from transformer_jax.train.config import Train
+from transformer_jax.train.optimizer import learning_rate, update_rule
+from transformer_jax.train.state import Arrays, Skeleton, State
+
+Batch = dict[str, Any]
+Sums = dict[str, jax.Array]
+"""Of one step, () each: "loss" (nats) and "correct" summed over the targets with their weights, "weight" the
+sum of the weights; "gradient_norm" before clipping and "learning_rate" in training."""
+
+
+def score(logits: jax.Array, batch: Batch) -> Sums:
+    """Cross-entropy and hits as weighted sums: logits (..., outputs) against targets (...)."""
+    targets, weights = batch["targets"], batch["weights"].astype(logits.dtype)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    # A hit is a target whose logit is the highest and alone so: equal logits are no knowledge. One
+    # comparison and a sum, where an argmax over the vocabulary is slow.
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    correct = jnp.sum(logits >= chosen, axis=-1) == 1
+    return {
+        "loss": jnp.sum(loss * weights),
+        "correct": jnp.sum(correct * weights),
+        "weight": jnp.sum(weights),
+    }
+
+
+def forward(skeleton: Skeleton, params: Arrays, rest: Arrays, batch: Batch, key: jax.Array | None = None):
+    """The sums of a batch, and the model's buffers after it; `key` turns dropout on."""
+    model = skeleton.assemble(params, rest)
+    layout = {name: batch[name] for name in ("lengths", "segments") if name in batch}
+    logits, _ = model(batch["inputs"], **layout, dropout=key)
+    return score(logits, batch), skeleton.rest_of(model)
+
+
+def gradient(
+    skeleton: Skeleton, state: State, batch: Batch, microbatches: int
+) -> tuple[Arrays, Sums, Arrays]:
+    """The gradient of the mean loss over the batch, its sums, and the buffers after it.
+
+    Microbatches add up the gradients of their summed losses and their weights; one division at the end
+    makes it the gradient of the whole batch, however the weights are spread.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+
+    def summed(params, rest, batch, key):
+        sums, rest = forward(skeleton, params, rest, batch, key)
+        return sums["loss"], (sums, rest)
+
+    def one(rest, batch, key):
+        (_, (sums, rest)), slope = jax.value_and_grad(summed, has_aux=True)(state.params, rest, batch, key)
+        return slope, sums, rest
+
+    if microbatches == 1:
+        slope, sums, rest = one(state.rest, batch, key)
+    else:
+
+        def body(carry, numbered):
+            slope, sums, rest = carry
+            number, part = numbered
+            more, extra, rest = one(rest, part, jax.random.fold_in(key, number))
+            return (jax.tree.map(jnp.add, slope, more), jax.tree.map(jnp.add, sums, extra), rest), None
+
+        # Rows are dealt out in turn: on several devices every microbatch then has rows on each of them.
+        parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
+        shapes = jax.eval_shape(one, state.rest, jax.tree.map(lambda x: x[0], parts), key)
+        slope, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:2])
+        (slope, sums, rest), _ = jax.lax.scan(
+            body, (slope, sums, state.rest), (jnp.arange(microbatches), parts)
+        )
+    # A batch without any loss (all padding) has the gradient zero.
+    weight = jnp.where(sums["weight"] > 0, sums["weight"], 1)
+    return jax.tree.map(lambda g: g / weight.astype(g.dtype), slope), sums, rest
+
+
+def train_step(
+    skeleton: Skeleton, train: Train, rule: optax.GradientTransformation, state: State, batch: Batch
+) -> tuple[State, Sums]:
+    """One optimizer step on a batch."""
+    slope, sums, rest = gradient(skeleton, state, batch, train.accumulate)
+    updates, optimizer = rule.update(slope, state.optimizer, state.params)
+    rate = learning_rate(train, state.step, state.peak)
+    params = jax.tree.map(lambda p, u: p + (rate * u).astype(p.dtype), state.params, updates)
+    sums = {**sums, "gradient_norm": optax.global_norm(slope), "learning_rate": rate}
+    return State(params, rest, optimizer, state.step + 1, state.key, state.peak), sums
+
+
+@dataclass(frozen=True)
+class Program:
+    """The compiled functions of a model and a recipe.
+
+    Attributes:
+      rule: the update rule, for the first optimizer state.
+      steps: (state, stack, count) -> (state, sums): `count` () int32 training steps on the first
+        batches of a stack (k, B, ...); the state is donated; sums are (k,) float32 each.
+      evaluate: (params, rest, batch) -> sums, without dropout.
+    """
+
+    rule: optax.GradientTransformation
+    steps: Callable[[State, Batch, Any], tuple[State, Sums]]
+    evaluate: Callable[[Arrays, Arrays, Batch], Sums]
+
+
+def program(skeleton: Skeleton, train: Train, everywhere: jax.sharding.Sharding) -> Program:
+    """The program of a model; runs that differ only in learning rate and seed share it.
+
+    `everywhere` is where the state lives; batches may be spread over its devices.
+    """
+    free = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
+    try:
+        return _program(skeleton, replace(train, **free), everywhere)
+    except TypeError:  # a module that holds something unhashable cannot be shared
+        return _program.__wrapped__(skeleton, train, everywhere)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(skeleton: Skeleton, train: Train, everywhere: jax.sharding.Sharding) -> Program:
+    rule = update_rule(train)
+
+    def steps(state: State, stack: Batch, count: jax.Array) -> tuple[State, Sums]:
+        def batch(i):
+            return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), stack)
+
+        def body(i, carry):
+            state, record = carry
+            state, sums = train_step(skeleton, train, rule, state, batch(i))
+            return state, {name: record[name].at[i].set(sums[name].astype(jnp.float32)) for name in record}
+
+        most = stack["inputs"].shape[0]
+        names = jax.eval_shape(lambda s: train_step(skeleton, train, rule, s, batch(0))[1], state)
+        record = {name: jnp.zeros(most, jnp.float32) for name in names}
+        # The number of trips is an argument: any number of steps per call runs the very same program,
+        # so that no result depends on it.
+        return jax.lax.fori_loop(0, count, body, (state, record))
+
+    def evaluate(params: Arrays, rest: Arrays, batch: Batch) -> Sums:
+        return forward(skeleton, params, rest, batch)[0]
+
+    return Program(
+        rule,
+        jax.jit(steps, donate_argnums=0, out_shardings=everywhere),
+        jax.jit(evaluate, out_shardings=everywhere),
+    )
