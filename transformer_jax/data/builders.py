@@ -132,15 +132,14 @@ def _write(task: Task, split: Split, directory: Path, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
     try:
-        tfds.disable_progress_bar()
-        builder = TaskRows(task, split, directory, data_dir=temporary)
-        with _writable(directory), contextlib.redirect_stdout(None):
+        builder = TaskRows(task, split, directory, data_dir=temporary)  # downloads, where the task does
+        with _writable(directory), _quiet():
             builder.download_and_prepare()
-            try:
-                os.rename(builder.data_dir, path)
-            except OSError:
-                if not path.is_dir():  # else another process was faster, with the same rows
-                    raise
+        try:
+            os.rename(builder.data_dir, path)
+        except OSError as error:
+            if not path.is_dir():  # else another process was faster, with the same rows
+                raise _unwritable(directory, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -162,11 +161,24 @@ def remembered(
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's progress bars and announcements, which speak of downloads where there are none."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(None):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
 def _writable(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BadInput(
-            f"Data cannot be written under {directory} ({error.strerror or error}); "
-            "choose another directory for them."
-        ) from error
+        raise _unwritable(directory, error) from error
+
+
+def _unwritable(directory: Path, error: OSError) -> BadInput:
+    cause = error.strerror or error
+    return BadInput(f"Data cannot be written under {directory} ({cause}); choose another folder.")

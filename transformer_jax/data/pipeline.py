@@ -146,13 +146,15 @@ def checked(task: Task, batch: Batch) -> Batch:
         low, high = int(batch[name].min()), int(batch[name].max())
         if low < 0 or high >= bound:
             raise BadInput(
-                f"{task.name}: {name} holds the id {low if low < 0 else high}, which is outside 0 to {bound - 1}: "
-                f"mend the task's data or raise its vocabulary."
+                f"{task.name}: {name} holds the id {low if low < 0 else high}, which is outside 0 to "
+                f"{bound - 1}: mend the task's data or raise its vocabulary."
             )
     lengths = batch.get("lengths")
     if lengths is not None and lengths.min() < 1:
         row = int(lengths.argmin())
-        raise BadInput(f"{task.name}: row {row} of a batch is all padding: leave empty examples out of the data.")
+        raise BadInput(
+            f"{task.name}: row {row} of a batch is all padding: leave empty examples out of the data."
+        )
     return batch
 
 

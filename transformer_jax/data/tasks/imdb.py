@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 import tarfile
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,9 @@ def catalogue_reviews(directory: Path) -> dict[str, list[Review]]:
         builder = tfds.builder(
             "imdb_reviews/plain_text", data_dir=directory / "tfds", file_format="array_record"
         )
-        builder.download_and_prepare()
+        if not Path(builder.data_dir).is_dir():
+            _reach(builder.info.homepage)  # or the library retries for minutes where there is no network
+            builder.download_and_prepare()
     except Exception as error:  # the library raises whatever its transport raises
         raise BadInput(
             f"imdb: the download failed ({type(error).__name__}); "
@@ -160,6 +163,10 @@ def catalogue_reviews(directory: Path) -> dict[str, list[Review]]:
         rows = (source[i] for i in range(len(source)))
         reviews[part] = [(_bytes(row["text"]), int(row["label"])) for row in rows]
     return _in_order(reviews, "the catalogue's imdb_reviews")
+
+
+def _reach(url: str) -> None:
+    urllib.request.urlopen(url, timeout=20).close()
 
 
 def _bytes(text: bytes | str) -> bytes:
