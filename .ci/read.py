@@ -27,16 +27,18 @@ def floors() -> str:
     return "\n".join(line.replace(">=", "==") for line in requirements("test"))
 
 
-def command(name: str) -> str:
+def block(name: str) -> str:
     """The fenced block that follows the comment <!-- name --> in the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = re.findall(rf"<!-- {name} -->\n+```\w*\n(.*?)```", text, re.DOTALL)
     if len(found) != 1:
-        sys.exit(f"README.md must hold exactly one fenced block after <!-- {name} -->; it holds {len(found)}.")
+        sys.exit(
+            f"README.md must hold exactly one fenced block after <!-- {name} -->; it holds {len(found)}."
+        )
     return found[0].strip()
 
 
-WORDS = {"floors": floors, "test-command": lambda: command("test"), "run-command": lambda: command("run")}
+WORDS = {"floors": floors, "test-command": lambda: block("test"), "run-command": lambda: block("run")}
 
 if __name__ == "__main__":
     if len(sys.argv) != 2 or sys.argv[1] not in WORDS:

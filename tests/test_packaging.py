@@ -128,7 +128,7 @@ def test_importing_everything_brings_in_neither_tensorflow_nor_torch():
 
 
 def test_the_readme_has_its_two_commands():
-    run, test = READ["command"]("run"), READ["command"]("test")
+    run, test = READ["block"]("run"), READ["block"]("test")
     for command in (run, test):
         assert command.startswith("python3 -m venv"), "each command starts from nothing"
         assert "pip install" in command
