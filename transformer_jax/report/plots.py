@@ -65,17 +65,10 @@ def scores(axes: Axes, results: Results, summaries: list[Summary]) -> None:
         axes.plot(values, [row] * len(values), "o", color=look["color"], alpha=0.55, markersize=7)
         if values:
             axes.plot([np.mean(values)], [row], "|", color=look["color"], markersize=18, markeredgewidth=2.5)
-    for name, value in results.baselines.items():
+    for name, value in _baselines(results, summaries).items():
         axes.axvline(value, color=_INK, linestyle="--", linewidth=0.8, alpha=0.6)
-        axes.annotate(
-            name,
-            (value, 1),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            fontsize=7,
-            ha="right",
-            va="top",
-        )
+        place = {"xycoords": ("data", "axes fraction"), "rotation": 35, "ha": "left", "va": "bottom"}
+        axes.annotate(name, (value, 1.02), fontsize=7, **place)
     axes.set_yticks(range(len(summaries)), [summary.label for summary in summaries])
     axes.set_ylim(len(summaries) - 0.5, -0.5)
     axes.set_xlabel(f"test {metric_name(results)}")
@@ -93,11 +86,11 @@ def curves(axes: Axes, results: Results, summaries: list[Summary]) -> None:
             if steps:
                 axes.plot(steps, values, label=label, **look, linewidth=1.6, alpha=0.85)
                 label = None
-    for value in results.baselines.values():
+    for value in _baselines(results, summaries).values():
         axes.axhline(value, color=_INK, linestyle="--", linewidth=0.8, alpha=0.4)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"validation {metric_name(results)}")
-    _legend(axes)
+    _finish(axes, results)
 
 
 def lengths(axes: Axes, results: Results, summaries: list[Summary]) -> None:
@@ -135,7 +128,7 @@ def lengths(axes: Axes, results: Results, summaries: list[Summary]) -> None:
     axes.minorticks_off()
     axes.set_xlabel("test length")
     axes.set_ylabel(f"test {metric_name(results)}")
-    _legend(axes)
+    _finish(axes, results)
 
 
 def rates(axes: Axes, results: Results, summaries: list[Summary]) -> None:
@@ -150,9 +143,12 @@ def rates(axes: Axes, results: Results, summaries: list[Summary]) -> None:
                 [rate.learning_rate] * len(seeds), seeds, "o", color=look["color"], alpha=0.5, markersize=4
             )
     axes.set_xscale("log")
+    tried = sorted({rate.learning_rate for summary in summaries for rate in summary.rates})
+    axes.set_xticks(tried, [f"{rate:g}" for rate in tried])
+    axes.minorticks_off()
     axes.set_xlabel("learning rate")
     axes.set_ylabel(f"validation {metric_name(results)}")
-    _legend(axes)
+    _finish(axes, results)
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -183,6 +179,16 @@ def _looks() -> Iterator[dict[str, str]]:
             yield {"color": color, "linestyle": dash}
 
 
-def _legend(axes: Axes) -> None:
+def _baselines(results: Results, summaries: list[Summary]) -> dict[str, float]:
+    """Those that share a scale with the scores: one far worse than every variant would flatten them."""
+    seeds = [score for summary in summaries for score in summary.scores.get("test", {}).values()]
+    if results.higher_is_better or not seeds:
+        return results.baselines
+    return {name: value for name, value in results.baselines.items() if value <= 1.5 * max(seeds)}
+
+
+def _finish(axes: Axes, results: Results) -> None:
+    if results.higher_is_better:
+        axes.set_ylim(-0.03, 1.03)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)

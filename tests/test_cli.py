@@ -1,0 +1,196 @@
+"""The command line as a user meets it: what it refuses is one sentence on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformer_jax import cli
+from transformer_jax.errors import BadInput
+
+ROOT = Path(__file__).parent.parent
+BAD_FILE = "x = 1\n"
+
+
+@pytest.fixture
+def said(capsys, tmp_path, monkeypatch):
+    """said(*words) -> (exit code, stdout, stderr), run in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code = cli.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["rnu", "quickstart"], "did you mean 'run'"),
+        (["run"], "EXPERIMENT"),
+        (["run", "quikstart"], "did you mean 'quickstart'"),
+        (["run", "nothing.py"], "no experiment file"),
+        (["run", "quickstart", "--scale", "smok"], "did you mean 'smoke'"),
+        (["run", "quickstart", "--model.widht", "3"], "did you mean 'model.width'"),
+        (["run", "quickstart", "--model.width", "wide"], "a whole number"),
+        (["run", "quickstart", "--model.width"], "has no value"),
+        (["run", "quickstart", "--model.width", "3", "--model.width=4"], "given twice"),
+        (["run", "quickstart", "stray"], "belongs to no setting"),
+        (["run", "quickstart", "--model.heads", "3"], "heads"),
+        (["run", "quickstart", "--task.length", "63"], "odd"),
+        (["run", "quickstart", "--variants", "fulll"], "did you mean 'full'"),
+        (["run", "quickstart", "--variants", "linformer"], "not defined for causal"),
+        (["run", "imdb", "--task.archive", "no.tar.gz"], "no archive"),
+        (["report", "."], "holds no results"),
+        (["report", "nowhere"], "holds no results"),
+        (["report"], "DIR"),
+        (["report", ".", "--jsno"], "does not know --jsno"),
+        (["check", "fulll"], "did you mean 'full'"),
+        (["check", "nothing.py"], "no file"),
+        (["bench", "--lengts", "64"], "did you mean 'lengths'"),
+        (["bench", "--lengths", "many"], "a whole number"),
+        (["bench", "--variants", "fulll"], "did you mean 'full'"),
+        (["generate"], "needs CHECKPOINT"),
+        (["generate", "nowhere"], "nowhere"),
+        (["generate", "nowhere", "--temprature", "2"], "did you mean 'temperature'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_code_2(said, words, hint):
+    code, out, err = said(*words)
+    assert code == 2
+    assert hint in err
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    assert not out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_out_is_refused(said, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, _, err = said("run", "quickstart", "--out", tmp_path / "locked" / "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "locked" in err
+
+
+def test_an_out_that_cannot_be_made_is_refused(said, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = said("run", "quickstart", "--variants", "full", "--out", tmp_path / "file" / "out")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--model.width", "128"], {"model.width": "128"}),
+        (["--model.width=128", "train.steps=5"], {"model.width": "128", "train.steps": "5"}),
+        (["--variants", "full", "linear", "--a-b", "c"], {"variants": "full,linear", "a_b": "c"}),
+        (["--tune.learning_rate", "1e-3,1e-2"], {"tune.learning_rate": "1e-3,1e-2"}),
+        (["variants=a,b"], {"variants": "a,b"}),
+        (["--task.archive", "a=b.tar"], {"task.archive": "a=b.tar"}),
+        (["--prompt", "x = 1"], {"prompt": "x = 1"}),
+    ],
+)
+def test_free_settings(words, found):
+    assert cli.settings(words) == found
+
+
+@pytest.mark.quick
+def test_stray_words_are_refused():
+    with pytest.raises(BadInput, match="belongs to no setting"):
+        cli.settings(["128"])
+
+
+@pytest.mark.quick
+def test_list_prints_everything_and_json_lines(said):
+    code, out, _ = said("list", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    names = {
+        kind: [row["name"] for row in rows if row["kind"] == kind]
+        for kind in ("variant", "task", "experiment")
+    }
+    assert {"full", "linear", "linformer"} <= set(names["variant"])
+    assert {"associative_recall", "imdb"} <= set(names["task"])
+    assert {"quickstart", "imdb"} <= set(names["experiment"])
+    linformer = next(row for row in rows if row["name"] == "linformer")
+    assert "bidirectional" in linformer["defined for"]
+    assert linformer["refused"]["causal"]
+    code, out, _ = said("list")
+    assert code == 0
+    assert "gated_delta_net" in out
+
+
+TINY = """
+from transformer_jax.cli import run_file
+from transformer_jax.data.tasks.associative_recall import AssociativeRecall
+from transformer_jax.experiment import Experiment, Grid
+from transformer_jax.model.config import Transformer
+from transformer_jax.train.config import Train
+
+experiment = Experiment(
+    title="Tiny",
+    task=AssociativeRecall(length=16, pairs=2, vocabulary=16, validation_examples=8, test_examples=8),
+    model=Transformer(width=8, mlp="none"),
+    variants=("full", "linear"),
+    train=Train(steps=3, batch=4),
+    tune=Grid(seeds=1),
+)
+
+if __name__ == "__main__":
+    run_file(__file__)
+"""
+
+
+def test_run_then_continue_then_refuse_then_report(said, tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    code, out, err = said("run", "tiny.py", "--train.steps", "2")
+    assert code == 0, err
+    assert "Tiny: 2 variants" in out
+    page = tmp_path / "runs" / "tiny-smoke" / "report" / "report.html"
+    assert page.is_file()
+    code, out, _ = said("run", "tiny.py", "--train.steps", "2")
+    assert code == 0
+    assert out.count("kept") == 2
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    code, _, err = said("run", "tiny.py")
+    assert code == 2
+    assert "train.steps is 2 there and 3 here" in err
+    assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
+    code, out, _ = said("report", "runs/tiny-smoke", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [line["label"] for line in lines] == ["full", "linear"]
+
+
+def test_an_experiment_file_runs_itself_and_help_is_quick(tmp_path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def python(*words):
+        return subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = python("tiny.py", "--modle.width", "8")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "did you mean 'model.width'" in done.stderr
+    # Help imports nothing heavy: that is why it is quick.
+    script = "import sys; from transformer_jax import cli; cli.main(['--help'])"
+    light = f"try:\n    exec({script!r})\nexcept SystemExit:\n    print('jax' in sys.modules)"
+    done = python("-c", f"import sys\n{light}")
+    assert done.stdout.rstrip().endswith("False"), done.stderr

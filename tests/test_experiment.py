@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import pytest
+
+from transformer_jax import experiment as ex
+from transformer_jax.attention import catalogue
+from transformer_jax.data.tasks.associative_recall import AssociativeRecall
+from transformer_jax.errors import BadInput
+from transformer_jax.experiment import Experiment, Grid, Override, Variant
+from transformer_jax.model.config import Mechanism, Transformer
+from transformer_jax.train.config import Train
+
+pytestmark = pytest.mark.quick
+
+EXPERIMENTS = sorted(ex.available())
+
+
+@pytest.fixture
+def experiment():
+    return Experiment(
+        title="t",
+        task=AssociativeRecall(length=32, pairs=2, vocabulary=32),
+        model=Transformer(width=16, mlp="none"),
+        variants=("full", Variant("full", "full, rotary", positions="rotary", width=32, steps=7), "linear"),
+        train=Train(steps=10, batch=4),
+        tune=Grid(seeds=2),
+        scales={
+            "single": Override(
+                task={"length": 64}, train={"steps": 20}, tune={"learning_rate": (1e-3, 1e-2)}
+            ),
+            "paper": Override(variants=("linear",)),
+        },
+    )
+
+
+def test_a_scale_changes_its_parts_only(experiment):
+    single = experiment.at("single")
+    assert (single.task.length, single.train.steps, single.tune.learning_rate) == (64, 20, (1e-3, 1e-2))
+    assert (single.model, single.tune.seeds, single.train.batch) == (experiment.model, 2, 4)
+    assert experiment.at("smoke") == experiment
+    assert [v.label for v in experiment.at("paper").variants] == ["linear"]
+
+
+def test_an_unknown_scale_is_refused(experiment):
+    with pytest.raises(BadInput, match="did you mean 'single'"):
+        experiment.at("singel")
+    with pytest.raises(BadInput, match="scale 'huge'"):
+        Experiment(
+            title="t",
+            task=experiment.task,
+            variants=("full",),
+            train=experiment.train,
+            scales={"huge": Override()},
+        )
+
+
+def test_a_variant_finds_settings_by_name(experiment):
+    model, train = experiment.variants[1].resolve(experiment.model, experiment.train)
+    assert (model.positions, model.width, train.steps) == ("rotary", 32, 7)
+    assert (model.mlp, train.batch) == ("none", 4)
+    window = Variant("sliding_window", window=8).resolve(experiment.model, experiment.train)[0]
+    assert window.mixers == (Mechanism("sliding_window", (("window", 8),)),)
+
+
+def test_hybrids_are_patterns_over_the_layers(experiment):
+    for variant in (Variant(("linear", "full")), Variant("linear+full")):
+        model, _ = variant.resolve(experiment.model, experiment.train)
+        assert [m.name for m in model.mixers] == ["linear", "full"]
+        assert variant.label == "linear+full"
+    three = Variant(("linear", "full", "full"))
+    with pytest.raises(BadInput, match="multiple of the pattern"):
+        three.resolve(experiment.model, experiment.train)
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        (Variant("fulll"), "did you mean 'full'"),
+        (Variant("full", widht=3), "did you mean 'width'"),
+        (Variant("full", width="wide"), "wrong type"),
+        (Variant("full", steps=2.5), "wrong type"),
+        (Variant("full", mixers=()), "setting of variant 'full' 'mixers'"),
+        (Variant("sliding_window", window="wide"), "must be of type int"),
+        (Variant("full", **{"modle.width": 3}), "did you mean 'model'"),
+    ],
+)
+def test_bad_variants_are_refused(experiment, variant, says):
+    with pytest.raises(BadInput, match=says):
+        variant.resolve(experiment.model, experiment.train)
+
+
+def test_a_name_that_is_two_things_must_be_told_apart(experiment, monkeypatch):
+    real = catalogue.options
+    monkeypatch.setattr(catalogue, "options", lambda mixer: {**real(mixer), "width": (int, 1)})
+    with pytest.raises(BadInput, match=r"ambiguous: write 'linear.width' or 'model.width'"):
+        Variant("linear", width=8).resolve(experiment.model, experiment.train)
+    model, _ = Variant("linear", **{"model.width": 8}).resolve(experiment.model, experiment.train)
+    assert model.width == 8
+
+
+def test_labels_are_unique(experiment):
+    with pytest.raises(BadInput, match="labelled 'full'"):
+        Experiment(
+            title="t", task=experiment.task, variants=("full", Variant("full")), train=experiment.train
+        )
+
+
+def test_the_command_line_goes_before_scale_and_variant(experiment):
+    changed = experiment.at("single", {"train.steps": "99", "model.width": "48", "task.pairs": "4"})
+    for variant in changed.variants:
+        model, train = variant.resolve(changed.model, changed.train)
+        assert (model.width, train.steps) == (48, 99)
+    assert changed.variants[1].resolve(changed.model, changed.train)[0].positions == "rotary"
+    assert changed.task.pairs == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("model.widht", "3", "did you mean 'model.width'"),
+        ("width", "3", "did you mean 'model.width'"),
+        ("lenght", "3", "did you mean 'task.length'"),
+        ("model.width", "wide", "a whole number"),
+        ("model.mlp", "relu", "one of none, gelu, swiglu"),
+        ("model.mixers", "full", "Unknown override"),
+        ("tune.seeds", "0", "at least 1"),
+        ("tune.learning_rate", "1e-3,1e-3", "different numbers"),
+        ("task.length", "33", "even"),
+        ("variants", "full,fulll", "did you mean 'full'"),
+        ("full.window", "3", "Unknown override"),
+    ],
+)
+def test_bad_overrides_are_refused(experiment, name, text, says):
+    with pytest.raises(BadInput, match=says):
+        experiment.at("smoke", {name: text})
+
+
+def test_a_grid_of_rates_cannot_be_overridden_by_one_that_is_ignored(experiment):
+    with pytest.raises(BadInput, match=r"set tune.learning_rate"):
+        experiment.at("single", {"train.learning_rate": "1e-3"})
+    assert experiment.at("smoke", {"train.learning_rate": "1e-2"}).train.learning_rate == 1e-2
+
+
+def test_variants_can_be_chosen_by_label_by_slug_and_anew(experiment):
+    def labels(text):
+        return [v.label for v in experiment.at("smoke", {"variants": text}).variants]
+
+    assert labels("linear,gated_delta_net+full") == ["linear", "gated_delta_net+full"]
+    assert labels("full-rotary,linear") == ["full, rotary", "linear"]
+    assert labels("full, rotary") == ["full, rotary"]
+
+
+def test_an_option_of_a_mechanism_can_be_overridden(experiment):
+    changes = {"variants": "sliding_window,full", "sliding_window.window": "8"}
+    changed = experiment.at("smoke", changes)
+    assert changed.variants[0].resolve(changed.model, changed.train)[0].mixers[0].options == (("window", 8),)
+    assert changed.variants[1].settings == ()
+
+
+def test_files_are_found_by_name_and_by_path(tmp_path):
+    assert ex.find("quickstart").name == "quickstart.py"
+    with pytest.raises(BadInput, match="did you mean 'quickstart'"):
+        ex.find("quikstart")
+    with pytest.raises(BadInput, match="no experiment file"):
+        ex.find(str(tmp_path / "nothing.py"))
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    with pytest.raises(BadInput, match="assigns no experiment"):
+        ex.load(tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("scale", ex.SCALES)
+def test_every_experiment_resolves_at_every_scale(name, scale):
+    experiment, doc = ex.load(ex.available()[name])
+    for word in ("smoke", "single", "paper", "Expect"):
+        assert word in doc
+    scaled = experiment.at(scale)
+    for variant in scaled.variants:
+        variant.resolve(scaled.model, scaled.train)
+    if scaled.published:
+        assert set(scaled.published.notes) <= set(scaled.published.rows)
+        assert set(scaled.published.rows) & {variant.label for variant in scaled.variants}
+        assert all(0 <= value <= 1 for row in scaled.published.rows.values() for value in row.values())
+
+
+@pytest.mark.parametrize(("name", "mode"), [("python_text", "causal"), ("imdb", "bidirectional")])
+def test_experiments_on_all_variants_miss_none_of_ours(name, mode):
+    experiment, _ = ex.load(ex.available()[name])
+    found = {
+        n
+        for n, mixer in catalogue.catalogue().items()
+        if mixer.capability.defined(mode) and mixer.__module__.startswith("transformer_jax.")
+    }
+    assert {variant.label for variant in experiment.variants} == found

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from transformer_jax import sweep as sw
+from transformer_jax.data.tasks.associative_recall import AssociativeRecall
+from transformer_jax.data.tasks.imdb import Imdb
+from transformer_jax.errors import BadInput
+from transformer_jax.experiment import Experiment, Grid, Table, Variant
+from transformer_jax.model.config import Transformer
+from transformer_jax.report.results import read
+from transformer_jax.train import loop
+from transformer_jax.train.config import Train
+from transformer_jax.train.run import digest, write_json
+
+
+def make(**changes):
+    settings = {
+        "title": "t",
+        "task": AssociativeRecall(length=16, pairs=2, vocabulary=16, validation_examples=8, test_examples=8),
+        "model": Transformer(width=8, mlp="none"),
+        "variants": ("full", Variant("linear", steps=3)),
+        "train": Train(steps=4, batch=4),
+        "tune": Grid(learning_rate=(1e-3, 1e-2), seeds=2),
+    }
+    return Experiment(**{**settings, **changes})
+
+
+class Trainer:
+    """Stands in for the training loop: writes results, counts calls, and misbehaves when told to."""
+
+    def __init__(self):
+        self.calls, self.fate = [], {}
+
+    def __call__(self, run, out, *, data, label="", **_):
+        if (out / "result.json").exists():
+            return json.loads((out / "result.json").read_text())
+        self.calls.append(label)
+        fate = self.fate.get(label)
+        if fate:
+            raise fate
+        out.mkdir(parents=True, exist_ok=True)
+        metrics = {split: {"accuracy": 0.5, "loss": 1.0} for split in ("validation", "test")}
+        result = {"status": "finished", "step": run.train.steps, "metrics": metrics, "seconds": 1.0}
+        write_json(out / "result.json", result)
+        return result
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+    found = Trainer()
+    monkeypatch.setattr(loop, "train", found)
+    return found
+
+
+def run(experiment, out, tmp_path, **more):
+    return sw.sweep(experiment, out, data=tmp_path / "data", about={"name": "t", "scale": "smoke"}, **more)
+
+
+@pytest.mark.quick
+def test_the_plan_is_the_product_and_begins_with_one_seed_of_everything():
+    cells = sw.plan(make())
+    assert len(cells) == 8
+    assert {c.run.seed for c in cells[:4]} == {0}
+    assert {(c.label, c.run.train.learning_rate) for c in cells[:4]} == {
+        (label, rate) for label in ("full", "linear") for rate in (1e-3, 1e-2)
+    }
+    assert len({c.directory for c in cells}) == len({digest(c.run) for c in cells}) == 8
+    assert {c.run.train.steps for c in cells if c.label == "linear"} == {3}
+
+
+@pytest.mark.quick
+def test_a_variant_with_a_rate_of_its_own_leaves_the_grid():
+    cells = sw.plan(make(variants=("full", Variant("linear", learning_rate=0.5))))
+    assert {c.run.train.learning_rate for c in cells if c.label == "linear"} == {0.5}
+    assert {c.run.train.learning_rate for c in sw.plan(make(tune=Grid(seeds=1)))} == {1e-3}
+
+
+@pytest.mark.quick
+def test_labels_that_would_share_a_directory_are_refused():
+    with pytest.raises(BadInput, match="share the directory"):
+        sw.plan(make(variants=(Variant("full", "a b"), Variant("linear", "a,b"))))
+
+
+def test_finished_cells_are_kept_and_the_rest_run(tmp_path, trainer):
+    out, experiment = tmp_path / "out", make()
+    trainer.fate = {"linear, rate 0.01, seed 0": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment, out, tmp_path)
+    assert len(trainer.calls) == 4
+    trainer.fate = {}
+    said = []
+    run(experiment, out, tmp_path, say=said.append)
+    assert len(trainer.calls) == 4 + 5  # three were finished, the fourth is tried again
+    assert "3 of them finished" in said[0]
+    assert "kept" in said[1]
+    run(experiment, out, tmp_path)
+    assert len(trainer.calls) == 9
+    assert all(cell.status == "finished" for cell in read(out).cells)
+
+
+def test_a_failed_cell_is_recorded_and_the_sweep_goes_on(tmp_path, trainer):
+    out, label = tmp_path / "out", "full, rate 0.001, seed 0"
+    trainer.fate = {label: RuntimeError("RESOURCE_EXHAUSTED: out of memory\n  while allocating")}
+    results = run(make(), out, tmp_path)
+    assert [result["status"] for result in results] == ["failed"] + ["finished"] * 7
+    cell = read(out).cells[0]
+    assert cell.status == "failed"
+    assert cell.result["message"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory while allocating"
+    trainer.fate = {}
+    run(make(), out, tmp_path)  # a failed cell is tried again
+    assert read(out).cells[0].status == "finished"
+
+
+def snapshot(folder: Path):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_configuration_is_refused_and_nothing_overwritten(tmp_path, trainer):
+    out = tmp_path / "out"
+    run(make(), out, tmp_path)
+    before = snapshot(out)
+    with pytest.raises(BadInput, match=r"another configuration \(.*train.steps is 4 there and 5 here"):
+        run(make(train=Train(steps=5, batch=4)), out, tmp_path)
+    with pytest.raises(BadInput, match="tune.seeds is 2 there and 3 here"):
+        run(make(tune=Grid(learning_rate=(1e-3, 1e-2), seeds=3)), out, tmp_path)
+    assert snapshot(out) == before
+
+
+def test_a_directory_that_is_something_else_is_refused(tmp_path, trainer):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadInput, match="is a file"):
+        run(make(), tmp_path / "file", tmp_path)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("x")
+    with pytest.raises(BadInput, match="holds files but no experiment.json"):
+        run(make(), tmp_path / "home", tmp_path)
+    with pytest.raises(BadInput, match="Cannot"):
+        run(make(), tmp_path / "file" / "below", tmp_path)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "experiment.json").write_text("{")
+    with pytest.raises(BadInput, match="cannot be read"):
+        run(make(), tmp_path / "torn", tmp_path)
+    assert not trainer.calls
+
+
+def test_what_a_variant_is_not_defined_for_is_refused_before_anything_runs(tmp_path, trainer):
+    with pytest.raises(BadInput, match=r"Variant 'linformer': linformer is not defined for causal"):
+        run(make(variants=("full", "linformer")), tmp_path / "out", tmp_path)
+    with pytest.raises(BadInput, match=r"heads"):
+        run(make(variants=("full", Variant("full", "thirds", heads=3))), tmp_path / "out", tmp_path)
+    assert not trainer.calls
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_data_is_refused_before_anything_runs(tmp_path, trainer):
+    with pytest.raises(BadInput, match="no archive"):
+        run(make(task=Imdb(length=16, archive=str(tmp_path / "no.tar.gz"))), tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.quick
+def test_departures_name_what_differs_from_the_published_setting():
+    table = Table(source="s", tag="exact", precision=0.1, rows={"full": {"test": 1.0}})
+    published = make(published=table)
+    ours = make(
+        published=table,
+        train=Train(steps=400, batch=4, evaluate_every=2, keep=1),
+        tune=Grid(learning_rate=(1e-3,), seeds=5),
+    )
+    assert sw.departures(published, published) == {}
+    found = sw.departures(ours, published)
+    assert found["full"][0] == "train.steps is 400, published with 4"
+    assert found["full"][1] == "learning rates 0.001, published with 0.001, 0.01"
+    assert len(found["full"]) == 2  # when we look and what we keep does not matter, nor do more seeds
+    assert found["linear"] == found["full"][1:]  # its steps are its own in both
+    assert sw.departures(make(variants=("full", "retention")), published)["retention"] == [
+        "the published configuration has no such variant"
+    ]
+    assert set(sw.departures(ours, None)) == {"full", "linear"}
+
+
+@pytest.mark.quick
+def test_the_time_left_is_judged_by_variant_then_by_steps():
+    cells = sw.plan(make())  # full: 4 steps, linear: 3 steps
+    full, linear = (next(c for c in cells if c.label == label) for label in ("full", "linear"))
+    assert sw.remaining(cells, {}) is None
+    assert sw.remaining([], {full: 8.0}) is None
+    assert sw.remaining([full, linear], {full: 8.0}) == pytest.approx(8.0 + 6.0)
+    assert sw.remaining([full, linear], {full: 8.0, linear: 1.0}) == pytest.approx(9.0)
+    assert [sw.duration(s) for s in (5, 65, 3660)] == ["5 s", "1 min 5 s", "1 h 1 min"]
+
+
+def test_a_real_sweep_trains_and_its_record_is_what_the_report_reads(tmp_path):
+    experiment = make(tune=Grid(seeds=1))
+    results = run(experiment, tmp_path / "out", tmp_path)
+    assert [result["status"] for result in results] == ["finished", "finished"]
+    found = read(tmp_path / "out")
+    assert found.labels == ["full", "linear"]
+    assert all(cell.score("test", "accuracy") is not None for cell in found.cells)
+    assert {cell["digest"] for cell in found.experiment["cells"]} == {
+        cell.config["digest"] for cell in found.cells
+    }
