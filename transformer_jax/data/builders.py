@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import tensorflow_datasets as tfds
 from transformer_jax.data.task import SPLITS, Batch, Split, Task
 from transformer_jax.errors import BadInput, unknown
 
+_turn = threading.Lock()
 IN_MEMORY = 512 * 2**20  # bytes of records; a larger split is read from disk batch by batch
 
 
@@ -162,13 +164,17 @@ def remembered(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and announcements, which speak of downloads where there are none."""
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(None):
-            yield
-    finally:
-        tfds.enable_progress_bar()
+    """Without the library's bars and announcements, which speak of downloads where there are none.
+
+    The switches are the process's own, so threads take turns.
+    """
+    with _turn:
+        tfds.disable_progress_bar()
+        try:
+            with contextlib.redirect_stdout(None):
+                yield
+        finally:
+            tfds.enable_progress_bar()
 
 
 @contextlib.contextmanager
