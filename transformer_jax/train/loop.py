@@ -61,11 +61,16 @@ def train(
     record = claim(run, out, label=label, command=command)
     if (out / RESULT).exists():
         return json.loads((out / RESULT).read_text())
-    training = Training(run, out, data=data, watch=progress or watcher(), record=record)
+    watch = progress or watcher()
+    watch.start(record["label"], run.train.steps)
     try:
-        return training.result()
+        training = Training(run, out, data=data, watch=watch, record=record)
+        try:
+            return training.result()
+        finally:
+            training.close()
     finally:
-        training.close()
+        watch.close()
 
 
 class Interrupted(Exception):
@@ -110,7 +115,6 @@ class Training:
 
     def result(self) -> dict[str, Any]:
         """Trains to the end and writes the result."""
-        self.watch.start(self.record.get("label", ""), self.step, self.run.train.steps)
         try:
             with self.listening():
                 return self.through()
@@ -378,4 +382,3 @@ class Training:
             self.feed.close()
         self.checkpoints.close()
         self.log.close()
-        self.watch.close()

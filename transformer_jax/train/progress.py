@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 class Watcher(Protocol):
     """Is told what happens in a run."""
 
-    def start(self, label: str, step: int, steps: int) -> None: ...
+    def start(self, label: str, steps: int) -> None: ...
 
     def moved(self, step: int, loss: float, steps_per_s: float, tokens_per_s: float) -> None:
         """After each dispatch."""
@@ -28,7 +28,7 @@ class Watcher(Protocol):
 class Silent:
     """Says only what must not be missed, on standard error."""
 
-    def start(self, label, step, steps):
+    def start(self, label, steps):
         pass
 
     def moved(self, step, loss, steps_per_s, tokens_per_s):
@@ -47,11 +47,8 @@ class Silent:
 class Lines(Silent):
     """One line per record."""
 
-    def start(self, label, step, steps):
-        self.label, self.steps, self.speed = f"{label}  " if label else "", steps, 0.0
-
-    def moved(self, step, loss, steps_per_s, tokens_per_s):
-        self.speed = steps_per_s
+    def start(self, label, steps):
+        self.label, self.steps = f"{label}  " if label else "", steps
 
     def measured(self, step, split, metrics):
         shown = "  ".join(
@@ -71,7 +68,7 @@ class Lines(Silent):
 class Bar(Silent):
     """A bar with loss, speed and remaining time."""
 
-    def start(self, label, step, steps):
+    def start(self, label, steps):
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -79,7 +76,7 @@ class Bar(Silent):
             TextColumn("{task.completed}/{task.total}  {task.fields[shown]}"),
             TimeRemainingColumn(),
         )
-        self.task = self.bar.add_task(label or "train", total=steps, completed=step, shown="compiling")
+        self.task = self.bar.add_task(label or "train", total=steps, shown="compiling")
         self.best = ""
         self.bar.start()
 
