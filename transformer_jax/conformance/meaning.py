@@ -11,7 +11,7 @@ import numpy as np
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.definition import by_definition, effective_matrix
 from transformer_jax.attention.heads import HeadMixer
-from transformer_jax.conformance.subject import Subject, agree, heads_of, inputs, run
+from transformer_jax.conformance.subject import Subject, Undefined, agree, heads_of, inputs, run
 
 # Float64 leaves about 1e-15 per operation; sums over tens of terms and an exponential or two lie well
 # within these.
@@ -63,7 +63,7 @@ def cross_is_matched(subject: Subject) -> None:
     """With a context of another length as keys and values, the execution equals the definition."""
     subject.require("cross")
     if subject.causal:
-        return  # what comes before what is undefined between two sequences
+        raise Undefined("between two sequences there is no before and after")
     mixer = heads_of(subject.build())
     x, context, layout = inputs(2, 13), inputs(2, 29, seed=2), Layout.plain(2, 13)
     streams, _ = mixer.streams(x, layout, None, context)

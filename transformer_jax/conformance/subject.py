@@ -35,6 +35,11 @@ class Subject:
         if not self.mixer.capability.defined(mode):
             raise Undefined(self.mixer.capability.refused[mode])
 
+    def require_decoding(self) -> None:
+        self.require("decoding")
+        if not self.causal:
+            raise Undefined("decoding goes from left to right")
+
     def build(self, *, dtype: str = "float64", length: int = 48, seed: int = 0, **geometry: Any) -> Mixer:
         """A mixer whose parameters are all random: zeros at the start would hide what they touch."""
         geometry = {"width": 16, "heads": 4, "head_size": 8} | geometry

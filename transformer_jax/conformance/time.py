@@ -31,9 +31,7 @@ def future_does_not_leak(subject: Subject) -> None:
 
 def splitting_changes_nothing(subject: Subject) -> None:
     """Prefill and steps through the state equal the whole sequence at once, wherever it is cut."""
-    subject.require("decoding")
-    if not subject.causal:
-        return
+    subject.require_decoding()
     mixer = subject.build()
     x, layout = inputs(2, 29), Layout.plain(2, 29)
     whole, _ = run(mixer, x, layout)
