@@ -174,7 +174,8 @@ def read(plan: Plan, at: At, query: Streams, key: Streams, value: jax.Array) -> 
     key = {name: read_keys(x, at) for name, x in key.items()}
     seen = None
     if isinstance(at.group, Blocks):
-        slots = at.where[..., None] * at.group.block + jnp.arange(at.group.block)
+        offset = lax.broadcasted_iota(jnp.int32, (*at.where.shape, at.group.block), at.where.ndim)
+        slots = at.where[..., None] * at.group.block + offset
         seen = (slots >= 0) & (slots < plan.keys)
         seen = seen.reshape(*(at.where.shape[:-1] or (1, 1)), 1, 1, -1)
     return query, key, read_keys(value, at), seen

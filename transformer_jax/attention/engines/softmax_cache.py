@@ -1,0 +1,142 @@
+"""Decode state of softmax attention: a cache of all keys, or a ring of the last ones.
+
+Both are dictionaries: k and v (B, K, H, slots) with the token last, as the engine reads them, `segment`
+(B, slots) with −1 where a slot is empty, `count` (B,) tokens so far, and `last` (B,) the segment of the
+latest token. Rows advance by their own lengths and padding never lands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from transformer_jax.attention.contract import Layout, State
+from transformer_jax.attention.engines.softmax import Score, Streams, attend, merge
+from transformer_jax.attention.engines.softmax_plan import band
+
+PIECE = 256
+"""Keys of the cache that are read at a time."""
+
+
+def empty(batch: int, kv_heads: int, head_size: int, slots: int, dtype: str) -> State:
+    """The state of `batch` sequences before their first token."""
+    zeros = lambda: jnp.zeros((batch, kv_heads, head_size, slots), jnp.dtype(dtype))
+    return {
+        "k": zeros(),
+        "v": zeros(),
+        "segment": jnp.full((batch, slots), -1, jnp.int32),
+        "count": jnp.zeros((batch,), jnp.int32),
+        "last": jnp.zeros((batch,), jnp.int32),
+    }
+
+
+def places(state: State, length: int) -> jax.Array:
+    """(B, T) how many tokens of its row came before each of T new ones."""
+    return state["count"][:, None] + jnp.arange(length)[None]
+
+
+def segments(layout: Layout, state: State) -> jax.Array:
+    """(B, T) the segment of each new token; without segments a row continues its last one."""
+    if layout.segments is not None:
+        return layout.segments
+    return jnp.broadcast_to(state["last"][:, None], layout.positions.shape)
+
+
+def store(state: State, k: jax.Array, v: jax.Array, layout: Layout, *, ring: bool = False) -> State:
+    """Writes the valid ones of T new keys and values (B, T, K, H).
+
+    A cache that is full drops what does not fit: whoever generates checks that the model's length
+    suffices. A ring overwrites its oldest.
+    """
+    length, slots = k.shape[1], state["segment"].shape[1]
+    valid = jnp.full_like(state["count"], length)
+    if layout.lengths is not None:
+        valid = layout.lengths.astype(valid.dtype)
+    new = jnp.arange(length)[None]
+    slot = places(state, length)
+    kept = new < valid[:, None]
+    if ring:
+        kept &= new >= valid[:, None] - slots  # of tokens for one slot only the last
+        slot = slot % slots
+    slot = jnp.where(kept, slot, slots)
+
+    def put(old, new):
+        write = lambda old, new, slot: old.at[..., slot].set(new, mode="drop")
+        return jax.vmap(write)(old, new.astype(old.dtype), slot)
+
+    segment = segments(layout, state)
+    return {
+        "k": put(state["k"], jnp.moveaxis(k, 1, -1)),
+        "v": put(state["v"], jnp.moveaxis(v, 1, -1)),
+        "segment": put(state["segment"], segment),
+        "count": state["count"] + valid,
+        "last": layout.last_segment(state["last"]).astype(jnp.int32),
+    }
+
+
+def attend_cache(
+    query: Streams,
+    state: State,
+    score: Score,
+    *,
+    piece: int = PIECE,
+    needed: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of T new queries to a cache: (o, lse) as `softmax.attend` gives them.
+
+    Pieces of the cache follow one another and merge; those after every row's last token, or not
+    `needed` (first slot → whether), are skipped. The score finds key streams k, segment and index.
+    """
+    slots = state["segment"].shape[1]
+    filled = jnp.max(state["count"])
+    some = next(x for x in query.values() if x.ndim > 2)
+    batch, length, heads = some.shape[:3]
+    real = jnp.promote_types(jnp.float32, state["v"].dtype)
+    done = (
+        jnp.zeros((batch, length, heads, state["v"].shape[2]), real),
+        jnp.full((batch, length, heads), -jnp.inf, real),
+    )
+
+    def look(done, first, size):
+        def read(name):
+            x = state[name]
+            x = lax.dynamic_slice_in_dim(x, first, size, x.ndim - 1)
+            return jnp.moveaxis(x, -1, 1) if x.ndim > 2 else x
+
+        def attended():
+            key = {"k": read("k"), "segment": read("segment"), "index": first + jnp.arange(size)}
+            return merge([done, attend(query, key, read("v"), band(length, size), score)])
+
+        wanted = first < filled
+        if needed is not None:
+            wanted &= needed(first)
+        return lax.cond(wanted, attended, lambda: done)
+
+    piece = min(piece, slots)
+    whole = slots // piece
+    firsts = jnp.arange(whole, dtype=jnp.int32) * piece
+    done, _ = lax.scan(lambda done, first: (look(done, first, piece), None), done, firsts)
+    return look(done, jnp.int32(whole * piece), slots % piece) if slots % piece else done
+
+
+def attend_ring(query: Streams, state: State, score: Score) -> tuple[jax.Array, jax.Array]:
+    """Attention of T new queries to a ring of `slots` keys, as (o, lse).
+
+    Only the first `slots` queries can reach back into the ring. The score finds key streams k,
+    segment and index (B, slots), how many tokens of the row came before the key.
+    """
+    slots = state["segment"].shape[1]
+    some = next(x for x in query.values() if x.ndim > 2)
+    length = some.shape[1]
+    near = {name: x[:, :slots] if x.ndim > 1 else x[:slots] for name, x in query.items()}
+    # Slot s holds the latest token whose place is s modulo the slots.
+    last = state["count"][:, None] - 1
+    index = last - (last - jnp.arange(slots)[None]) % slots
+    key = {"k": jnp.moveaxis(state["k"], -1, 1), "segment": state["segment"], "index": index}
+    o, lse = attend(near, key, jnp.moveaxis(state["v"], -1, 1), band(min(length, slots), slots), score)
+    rest = max(0, length - slots)
+    o = jnp.pad(o, ((0, 0), (0, rest), (0, 0), (0, 0)))
+    return o, jnp.pad(lse, ((0, 0), (0, rest), (0, 0)), constant_values=-jnp.inf)

@@ -1,0 +1,50 @@
+"""Scaled dot-product attention (arXiv:1706.03762), multi-head, grouped-query or multi-query."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.attention.contract import Capability, Layout
+from transformer_jax.attention.engines.softmax_mixer import CachedMixer
+from transformer_jax.attention.engines.softmax_plan import band
+from transformer_jax.errors import BadInput
+
+
+class Full(CachedMixer):
+    """Every token sees every token, or, causal, every one up to itself.
+
+    `Geometry.kv_heads` makes it multi-head (K = N), grouped-query (arXiv:2305.13245) or multi-query
+    (K = 1, arXiv:1911.02150).
+    """
+
+    name = "full"
+    paper = "arXiv:1706.03762"
+    time = "T²"
+    capability = Capability(
+        notes={"cross": "every token sees the whole context; a layer for it is built with causal=False"}
+    )
+
+    def definition(self, q, k, v):
+        """Attention(Q, K, V) = softmax(Q Kᵀ / √d_k) V  (equation 1)."""
+        scores = q @ k.T / jnp.sqrt(q.shape[-1])
+        if self.geometry.causal:
+            i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
+            scores = jnp.where(j <= i, scores, -jnp.inf)
+        return jax.nn.softmax(scores, axis=-1) @ v
+
+    def sees(self, i, j):
+        return j <= i if self.geometry.causal else None
+
+    def plan(self, queries, keys):
+        return band(queries, keys, after=0 if self.geometry.causal else None)
+
+    def __call__(self, x, layout, state=None, context=None):
+        if context is None:
+            return super().__call__(x, layout, state)
+        if self.geometry.causal:
+            raise BadInput(
+                "full attention to a context has no before and after: build the layer with causal=False."
+            )
+        # Lengths and segments are those of x, not of the context: all of the context is seen.
+        return super().__call__(x, Layout(layout.positions), state, context)
