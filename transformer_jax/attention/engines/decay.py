@@ -160,3 +160,13 @@ def decay(log_decay: jax.Array | None, steps: int) -> Identity | PerHead | PerCh
     if log_decay is None:
         return Identity(steps)
     return (PerHead if log_decay.ndim == 2 else PerChannel)(_Sums.of(log_decay))
+
+
+def inner_flops(log_decay: jax.Array | None, rows: int, n: int, r: int, size: int) -> int:
+    """Matrix-product FLOPs of `inner` for log_decay (B, T, N, …) and L = `rows`; per channel, pairs within a
+    group are no matrix product."""
+    if log_decay is None or log_decay.ndim == 3:
+        return 2 * rows * r * n * size
+    stride = n // r
+    group = max(1, SUBCHUNK // stride)
+    return sum(2 * rows * min(group, r - i) * i * stride * size for i in range(0, r, group))

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.attention.engines.decay import Reads, decay
+from transformer_jax.attention.engines.decay import Reads, decay, inner_flops
 
 
 @jax.tree_util.register_dataclass
@@ -71,15 +71,32 @@ class Steps:
 def run(steps: Steps, S: jax.Array | None = None, chunk: int | None = None) -> tuple[jax.Array, jax.Array]:
     """o (B, T, N, M) and the state (B, N, H, M) after the last token; `S` is the state before the first."""
     S = steps.empty() if S is None else S.astype(steps.dtype)
-    length = steps.q.shape[1]
-    if length == 1:
+    if steps.q.shape[1] == 1:
         return dense(steps, S)
-    return chunked(steps, S, min(chunk or default_chunk(steps), length))
+    return chunked(steps, S, tokens_per_chunk(steps, chunk))
 
 
-def default_chunk(steps: Steps) -> int:
-    """Tokens per chunk: where corrected the triangular system grows with it."""
-    return max(1, 64 // steps.micro)
+def tokens_per_chunk(steps: Steps, chunk: int | None) -> int:
+    """`chunk`, or 64 micro-steps: near the head size, where work inside of chunks equals that between them."""
+    return min(chunk or max(1, 64 // steps.micro), steps.q.shape[1])
+
+
+def flops(steps: Steps, chunk: int | None = None) -> int:
+    """Matrix-product FLOPs of `run`; only shapes are read."""
+    batch, length, heads, H = steps.q.shape
+    M, rows = steps.v.shape[-1], batch * heads
+    if length == 1:
+        return 2 * rows * H * M * (1 + (0 if steps.b is None else steps.micro))
+    r = tokens_per_chunk(steps, chunk)
+    n = r * steps.micro
+    total = inner_flops(steps.log_decay, rows, n, r, H) + 2 * rows * (r * H * M + r * n * M + n * H * M)
+    if steps.b is not None:
+        total += inner_flops(steps.log_decay, rows, n, n, H) + 2 * rows * (n * H * M + n * n * M)
+        halves, size = [BLOCK], _padded(n)
+        while 2 * halves[-1] < size:
+            halves.append(2 * halves[-1])
+        total += sum(2 * rows * half**2 * size for half in halves if half < size)
+    return total * -(-length // r)
 
 
 def dense(steps: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +168,7 @@ def unit_triangular_inverse(A: jax.Array) -> jax.Array:
     nilpotent A is not used: repeated keys make its powers grow to 10¹⁷ where the inverse is ±1.
     """
     n = A.shape[-1]
-    size = BLOCK * 2 ** max(0, int(np.ceil(np.log2(n / BLOCK))))
+    size = _padded(n)
     A = jnp.pad(A, ((0, 0), (0, size - n), (0, size - n)))
     X = _substitute(_diagonal_blocks(A, BLOCK))
     while X.shape[-1] < size:
@@ -173,6 +190,11 @@ def unit_triangular_inverse(A: jax.Array) -> jax.Array:
 def _unit_triangular_inverse_jvp(primals, tangents):
     X = unit_triangular_inverse(*primals)
     return X, X @ jnp.tril(tangents[0], -1) @ X
+
+
+def _padded(n: int) -> int:
+    """The least size at or above n that blocks fill when they are joined in pairs."""
+    return BLOCK * 2 ** max(0, int(np.ceil(np.log2(n / BLOCK))))
 
 
 def _diagonal_blocks(A: jax.Array, size: int) -> jax.Array:

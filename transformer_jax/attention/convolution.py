@@ -1,0 +1,64 @@
+"""A short causal convolution of each channel with itself."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transformer_jax.attention.contract import Layout, State
+from transformer_jax.errors import BadInput
+
+
+class ShortConvolution(nnx.Module):
+    """y_t = Σ_j w_j ⊙ x_{t−taps+1+j}: depthwise, causal, without bias.
+
+    It sees nothing of an earlier segment. Its state is each row's last taps − 1 valid inputs.
+    """
+
+    def __init__(self, channels: int, taps: int, *, dtype: str = "float32", rngs: nnx.Rngs):
+        if taps < 1:
+            raise BadInput(f"A short convolution of {taps} taps sees nothing: give at least 1.")
+        self.taps, self.channels, self.dtype = taps, channels, dtype
+        bound = taps**-0.5  # variance 1 / (3 taps), the usual start of a convolution
+        self.kernel = nnx.Param(
+            jax.random.uniform(rngs.params(), (taps, channels), minval=-bound, maxval=bound)
+        )
+
+    def __call__(self, x: jax.Array, layout: Layout, state: State | None = None):
+        """x (B, T, C) → y (B, T, C), and the state after each row's last valid token."""
+        batch, length, _ = x.shape
+        x, before = x.astype(self.dtype), self.taps - 1
+        kernel = self.kernel[...].astype(self.dtype)
+        memory = self.init_state(batch) if state is None else state
+        seen = jnp.concatenate([memory["inputs"].astype(x.dtype), x], axis=1)
+        segments = layout.segments
+        if segments is not None:
+            earlier = jnp.broadcast_to(memory["segment"][:, None], (batch, before))
+            segments = jnp.concatenate([earlier, segments], axis=1)
+        y = x * kernel[-1]
+        for j in range(before):
+            tap = seen[:, j : j + length]
+            if segments is not None:
+                same = segments[:, j : j + length] == layout.segments
+                tap = jnp.where(same[..., None], tap, 0)
+            y = y + tap * kernel[j]
+        return y, None if state is None else self._after(seen, segments, layout, memory)
+
+    def init_state(self, batch: int) -> State:
+        return {
+            "inputs": jnp.zeros((batch, self.taps - 1, self.channels), self.dtype),
+            "segment": jnp.full((batch,), -1, jnp.int32),
+        }
+
+    def _after(self, seen, segments, layout: Layout, memory: State) -> State:
+        """The last inputs of the segment that is open after the last valid token, 0 for those of others."""
+        batch, before = seen.shape[0], self.taps - 1
+        ends = layout.lengths if layout.lengths is not None else jnp.full((batch,), layout.positions.shape[1])
+        places = ends[:, None] + jnp.arange(before)[None]
+        inputs = jnp.take_along_axis(seen, places[..., None], axis=1)
+        last = layout.last_segment(memory["segment"])
+        if segments is not None:
+            same = jnp.take_along_axis(segments, places, axis=1) == last[:, None]
+            inputs = jnp.where(same[..., None], inputs, 0)
+        return {"inputs": inputs, "segment": last}

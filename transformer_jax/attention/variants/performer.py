@@ -1,0 +1,77 @@
+"""Performer: softmax attention estimated with positive orthogonal random features (FAVOR+)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from transformer_jax.attention.contract import Buffer, Geometry
+from transformer_jax.attention.engines.forms import Recurrence
+from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
+from transformer_jax.attention.heads import repeat_heads
+from transformer_jax.errors import BadInput
+
+
+def orthogonal_gaussian(key: jax.Array, features: int, size: int) -> jax.Array:
+    """(features, size): rows orthogonal within blocks of `size`, each as long as a Gaussian vector
+    (section 2.4 of arXiv:2009.14794)."""
+    blocks = -(-features // size)
+    turn, stretch = jax.random.split(key)
+    rotations, _ = jnp.linalg.qr(jax.random.normal(turn, (blocks, size, size)))
+    rows = rotations.transpose(0, 2, 1).reshape(blocks * size, size)[:features]
+    return rows * jnp.linalg.norm(jax.random.normal(stretch, (features, size)), axis=1, keepdims=True)
+
+
+class Performer(RecurrenceMixer):
+    """Rethinking attention with Performers (arXiv:2009.14794), softmax kernel.
+
+    The random features are drawn once per layer and shared by its heads; `redraw` draws them anew. A
+    factor common to all features of a query cancels; that of a key, e^{g_s}, is left to the engine's
+    stabilizer. No ε is added to the features.
+    """
+
+    name = "performer"
+    paper = "arXiv:2009.14794"
+    small = {"features": 16}
+    tolerance = {"float32": 2e-5, "bfloat16": 3e-2}
+
+    def __init__(self, geometry: Geometry, *, features: int = 128, rngs: nnx.Rngs):
+        super().__init__(geometry, rngs=rngs)
+        if features < 1:
+            raise BadInput(f"performer features={features} must be at least 1; the paper uses about H log H.")
+        self.features = features
+        self.projections = Buffer(orthogonal_gaussian(rngs.params(), features, geometry.head_size))
+
+    def redraw(self, rngs: nnx.Rngs) -> None:
+        """New random features, as the paper's section 4.2 does during training."""
+        self.projections[...] = orthogonal_gaussian(rngs.params(), self.features, self.geometry.head_size)
+
+    def exponents(self, x: jax.Array) -> jax.Array:
+        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 with x' = x / H^¼ (Lemma 1, equation 5)."""
+        x = x.astype(jnp.promote_types(jnp.float32, x.dtype)) / self.geometry.head_size**0.25
+        return x @ self.projections[...].T.astype(x.dtype) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
+
+    def definition(self, q, k, v):
+        """Equations 4–6: D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""
+        A = jnp.exp(self.exponents(q)) @ jnp.exp(self.exponents(k)).T / self.features
+        if self.geometry.causal:
+            A = jnp.tril(A)
+        return A @ v / A.sum(axis=1, keepdims=True)
+
+    def recurrence(self, streams):
+        heads = self.geometry.heads
+        q, k = self.exponents(streams["q"]), self.exponents(streams["k"])
+        highest = jax.lax.stop_gradient(jnp.max(q, axis=-1, keepdims=True))
+        gain = jax.lax.stop_gradient(jnp.max(k, axis=-1))
+        return Recurrence(
+            q=jnp.exp(q - highest),
+            k=repeat_heads(jnp.exp(k - gain[..., None]), heads),
+            v=repeat_heads(streams["v"], heads).astype(q.dtype),
+            log_gain=repeat_heads(gain, heads),
+            normalizer="sum",
+        )
+
+    def feature_flops(self, batch, length):
+        g = self.geometry
+        return 2 * batch * length * (g.heads + g.kv_heads) * g.head_size * self.features
