@@ -13,19 +13,19 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import jax
 from flax import nnx
 
 import transformer_jax
 from transformer_jax.data.task import Task
+from transformer_jax.data.tasks import task_class
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.model.config import Transformer
+from transformer_jax.model.transformer import Model
 from transformer_jax.overrides import fields, require
 from transformer_jax.train.config import Train
-
-if TYPE_CHECKING:
-    from transformer_jax.model.config import Transformer
 
 CONFIG = "config.json"
 
@@ -47,8 +47,6 @@ class Run:
 
 def build_model(run: Run) -> nnx.Module:
     """The untrained model of a run, sized by its task."""
-    from transformer_jax.model.transformer import Model
-
     return Model(
         run.model,
         vocabulary=run.task.vocabulary,
@@ -75,9 +73,6 @@ def digest(run: Run) -> str:
 
 def load_run(path: Path) -> Run:
     """The run whose results are in the directory `path`. Raises BadInput where its record does not fit."""
-    from transformer_jax.data.tasks import task_class
-    from transformer_jax.model.config import Transformer
-
     settings = dict(_read_config(path)["config"])
     if settings.keys() != {"task", "model", "train", "seed"}:
         raise BadInput(
