@@ -155,12 +155,12 @@ def test_run_then_continue_then_refuse_then_report(said, tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     code, out, err = said("run", "tiny.py", "--train.steps", "2")
     assert code == 0, err
-    assert "Tiny: 2 variants" in out
+    assert "Tiny: variants 2, seeds 1, runs 2, into" in out
     page = tmp_path / "runs" / "tiny-smoke" / "report" / "report.html"
     assert page.is_file()
     code, out, _ = said("run", "tiny.py", "--train.steps", "2")
     assert code == 0
-    assert out.count("kept") == 2
+    assert out.count(", kept") == 2
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
     code, _, err = said("run", "tiny.py")
     assert code == 2

@@ -80,7 +80,7 @@ def test_hybrids_are_patterns_over_the_layers(experiment):
         (Variant("full", width="wide"), "wrong type"),
         (Variant("full", steps=2.5), "wrong type"),
         (Variant("full", mixers=()), "setting of variant 'full' 'mixers'"),
-        (Variant("sliding_window", window="wide"), "must be of type int"),
+        (Variant("sliding_window", window="wide"), "a whole number"),
         (Variant("full", **{"modle.width": 3}), "did you mean 'model'"),
     ],
 )

@@ -279,6 +279,8 @@ def _admit(out: Path, record: Mapping[str, Any]) -> None:
         stored = json.loads((out / RECORD).read_text())
         if stored["digest"] == record["digest"]:
             return
+    except BadInput:
+        raise
     except OSError as error:
         raise BadInput(f"Cannot use {out} ({error.strerror}): choose another --out.") from None
     except (ValueError, KeyError):
@@ -320,7 +322,7 @@ def _opening(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
     kept = sum((out / cell.directory / "result.json").is_file() for cell in cells)
     already = f", {kept} of them finished" if kept else ""
     variants, seeds = len(experiment.variants), experiment.tune.seeds
-    return f"{experiment.title}: {variants} variants, {seeds} seeds, {len(cells)} runs{already}, into {out}"
+    return f"{experiment.title}: variants {variants}, seeds {seeds}, runs {len(cells)}{already}, into {out}"
 
 
 def _outcome(result: Mapping[str, Any], metric: str) -> str:
