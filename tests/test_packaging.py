@@ -114,17 +114,17 @@ def test_what_is_imported_is_required_and_what_is_required_is_imported():
     assert imported | set(UNIMPORTED) == set(requirements())
 
 
-def test_importing_everything_brings_in_neither_tensorflow_nor_torch():
+def test_importing_everything_does_not_bring_in_tensorflow():
     modules = [
         ".".join(file.relative_to(ROOT).with_suffix("").parts)
         for file in FILES
         if file.stem not in ("__init__", "__main__", "torch_model")
     ]
     code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
-    code += "print(sorted({'tensorflow', 'torch'} & set(sys.modules)))"
+    code += "print('tensorflow' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == "[]"
+    assert run.stdout.splitlines()[-1] == "False"
 
 
 def test_the_readme_has_its_two_commands():

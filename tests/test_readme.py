@@ -21,7 +21,7 @@ from transformer_jax.attention.catalogue import load
 from transformer_jax.conformance import prove, subjects
 for mixer in load(sys.argv[1]):
     for subject in subjects(mixer):
-        for check in ("definition_is_matched", "splitting_changes_nothing", "packing_changes_nothing"):
+        for check in ("definition_is_matched", "splitting_changes_nothing"):
             result = prove(subject, check)
             assert result.outcome == "passed", result
             print(result)
@@ -44,7 +44,7 @@ def python(*words) -> str:
 
 
 def test_the_mechanism_of_the_readme_is_right(mechanism):
-    assert len(python("-c", PROVE_SOME, mechanism).splitlines()) == 3
+    assert len(python("-c", PROVE_SOME, mechanism).splitlines()) == 2
 
 
 @pytest.mark.slow
