@@ -156,7 +156,7 @@ class Experiment:
 
     title: str
     task: Task
-    variants: tuple[str | Variant, ...]
+    variants: tuple[Any, ...]  # of Variant, once made
     train: Train
     model: Transformer = field(default_factory=Transformer)
     tune: Grid = field(default_factory=Grid)

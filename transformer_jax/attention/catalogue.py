@@ -60,7 +60,7 @@ def options(mixer: type[Mixer]) -> dict[str, tuple[Any, Any]]:
 
 def build(name: str, geometry: Geometry, *, rngs: nnx.Rngs, **chosen: Any) -> Mixer:
     """A mixer of the catalogue. Raises BadInput on an unknown option or an undefined direction."""
-    mixer = find(name)
+    mixer: Any = find(name)
     known = options(mixer)
     for option in chosen:
         if option not in known:

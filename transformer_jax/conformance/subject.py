@@ -44,7 +44,8 @@ class Subject:
         """A mixer whose parameters are all random: zeros at the start would hide what they touch."""
         geometry = {"width": 16, "heads": 4, "head_size": 8} | geometry
         g = Geometry(**geometry, length=length, causal=self.causal, dtype=dtype)
-        mixer = self.mixer(g, rngs=nnx.Rngs(seed), **self.options)
+        kind: Any = self.mixer
+        mixer = kind(g, rngs=nnx.Rngs(seed), **self.options)
         graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
         leaves, tree = jax.tree.flatten(learned)
         draw = np.random.default_rng(seed)
@@ -70,7 +71,7 @@ def agree(found: Any, wanted: Any, *, within: float, what: str) -> None:
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert a.shape == b.shape, f"{what}{jax.tree_util.keystr(path)}: shape {a.shape}, wanted {b.shape}"
         assert np.isfinite(a).all(), f"{what}{jax.tree_util.keystr(path)} is not finite"
-        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30)
+        error = np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-30)
         # Where nothing is wanted (an exact zero) an absolute error counts.
         if not b.any():
             error = np.abs(a).max(initial=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +64,7 @@ def draw(key: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
     return jax.random.categorical(key, restrict(logits, sampling)).astype(jnp.int32)
 
 
-def continuation(model: Model, count: int, sampling: Sampling) -> tuple[Any, Callable, Callable]:
+def continuation(model: Model, count: int, sampling: Sampling) -> tuple[Any, Any, Any]:
     """The two programs that write `count` tokens after a prompt, and the arrays of the model.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -67,7 +68,12 @@ def scores(axes: Axes, results: Results, summaries: list[Summary]) -> None:
             axes.plot([np.mean(values)], [row], "|", color=look["color"], markersize=18, markeredgewidth=2.5)
     for name, value in _baselines(results, summaries).items():
         axes.axvline(value, color=_INK, linestyle="--", linewidth=0.8, alpha=0.6)
-        place = {"xycoords": ("data", "axes fraction"), "rotation": 35, "ha": "left", "va": "bottom"}
+        place: dict[str, Any] = {
+            "xycoords": ("data", "axes fraction"),
+            "rotation": 35,
+            "ha": "left",
+            "va": "bottom",
+        }
         axes.annotate(name, (value, 1.02), fontsize=7, **place)
     axes.set_yticks(range(len(summaries)), [summary.label for summary in summaries])
     axes.set_ylim(len(summaries) - 0.5, -0.5)
@@ -173,7 +179,7 @@ def _curve(cell: Cell, metric: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _looks() -> Iterator[dict[str, str]]:
+def _looks() -> Iterator[dict[str, Any]]:
     for dash in DASHES:
         for color in PALETTE:
             yield {"color": color, "linestyle": dash}

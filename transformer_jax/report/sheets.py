@@ -123,7 +123,8 @@ def test_sets(results: Results, summaries: list[Summary]) -> Sheet:
 def against_published(results: Results, summaries: list[Summary]) -> Sheet:
     """Published, ours, difference and verdict; the reason stands below, once for each."""
     published = results.experiment["published"]
-    rows, reasons = [], {}
+    rows: list[tuple[str, ...]] = []
+    reasons: dict[tuple[str, str, str], list[str]] = {}
     for summary in summaries:
         for test, verdict in summary.verdicts.items():
             rows.append(

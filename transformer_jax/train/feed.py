@@ -34,7 +34,7 @@ class Stack(NamedTuple):
     position: of the stream after them.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     batches: dict[str, jax.Array]
     position: dict[str, Any]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
-from transformer_jax.data.task import Task
+from transformer_jax.data.task import Split, Task
 from transformer_jax.errors import BadInput
 from transformer_jax.train import metrics as measures
 from transformer_jax.train.devices import placement, require_divisible
@@ -237,7 +237,7 @@ class Training:
         goal = self.run.train.stop_at
         self.solved = goal is not None and measures.reached(self.validation, self.run.task.metric, goal)
 
-    def evaluate(self, task: Task, split: str, name: str) -> Metrics:
+    def evaluate(self, task: Task, split: Split, name: str) -> Metrics:
         """The metrics of a finite split, over all its targets, written under `name`."""
         train = self.run.train
         # Longer sequences come in smaller batches, so that a step holds no more tokens than it did.

@@ -232,7 +232,7 @@ def _value(kind: Any, value: Any, name: str) -> Any:
             return None
         (kind, *others) = (member for member in get_args(kind) if member is not type(None))
         return value if others else _value(kind, value, name)
-    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
         return _built(kind, value, name)
     if get_origin(kind) is tuple and isinstance(value, list):
         members = get_args(kind)

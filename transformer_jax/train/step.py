@@ -117,7 +117,7 @@ def program(skeleton: Skeleton, train: Train, everywhere: jax.sharding.Sharding)
 
     `everywhere` is where the state lives; batches may be spread over its devices.
     """
-    free = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
+    free: dict[str, Any] = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
     try:
         return _program(skeleton, replace(train, **free), everywhere)
     except TypeError:  # a module that holds something unhashable cannot be shared

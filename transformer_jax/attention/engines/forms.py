@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from transformer_jax.attention.contract import Layout, State
 from transformer_jax.attention.engines import recurrence
+from transformer_jax.attention.engines.decay import Reads
 from transformer_jax.attention.engines.recurrence import Steps
 from transformer_jax.errors import BadInput
 
@@ -184,7 +185,7 @@ def _steps(r: Recurrence, starts, valid, state: State):
         read = before[:, ::micro] if r.bonus is not None else sign[:, micro - 1 :: micro]
         q, k = q * wide(read), k * wide(sign)
         b = None if b is None else b * wide(before)
-    reads = "after" if r.bonus is None else "before"
+    reads: Reads = "after" if r.bonus is None else "before"
     return Steps(q=q, k=k, v=v, log_decay=log_decay, b=b, c=c, reads=reads), m, sign
 
 

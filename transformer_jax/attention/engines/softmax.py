@@ -76,7 +76,7 @@ def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.
     seen = total > 0
     total = jnp.where(seen, total, 1)
     o = sum((w / total)[..., None] * o for w, (o, _) in zip(weights, parts, strict=True))
-    return o, jnp.where(seen, top + jnp.log(total), -jnp.inf)
+    return jnp.asarray(o), jnp.where(seen, top + jnp.log(total), -jnp.inf)
 
 
 def sink(o: jax.Array, lse: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ from flax import nnx
 from transformer_jax.attention.contract import Buffer, Capability
 from transformer_jax.attention.engines import softmax_cache
 from transformer_jax.attention.engines.softmax_mixer import CachedMixer
-from transformer_jax.attention.engines.softmax_plan import Blocks, Plan, spans
+from transformer_jax.attention.engines.softmax_plan import Blocks, Plan, Span, spans
 from transformer_jax.errors import BadInput
 
 
@@ -95,7 +95,7 @@ class BigBird(CachedMixer):
         ends = np.minimum(self.block * np.arange(1, blocks + 1), keys)
         first = min(self.global_blocks, blocks)
         stop = ends[:first] if self.geometry.causal else np.full(first, keys)
-        groups = list(spans(np.zeros_like(stop), stop, keys, self.block))
+        groups: list[Span | Blocks] = list(spans(np.zeros_like(stop), stop, keys, self.block))
         rows = np.arange(first, blocks)
         if len(rows):
             groups.append(Blocks(rows=rows, lists=self.lists(rows, blocks), block=self.block))
