@@ -75,11 +75,20 @@ class CachedMixer(SoftmaxMixer):
 
     state = "T"
 
+    def score(self, query, key, shared):
+        s = super().score(query, key, shared)
+        if "before" in query:  # of the cache only what was there before the new tokens
+            s = jnp.where(key["index"][None] < query["before"][:, None], s, -jnp.inf)
+        return s
+
     def continued(self, q, k, v, layout, state):
-        query = {"q": q, "segment": softmax_cache.segments(layout, state)}
-        before = softmax_cache.attend_cache(query, state, self.score)
-        o, _ = merge([before, self.among(q, k, v, layout)])
-        return o, softmax_cache.store(state, k, v, layout)
+        # Stored first and read afterwards, the cache is updated in place; read first, it would be copied.
+        before = jnp.broadcast_to(state["count"][:, None], layout.positions.shape)
+        query = {"q": q, "segment": softmax_cache.segments(layout, state), "before": before}
+        earlier = lambda first: first < jnp.max(before)
+        state = softmax_cache.store(state, k, v, layout)
+        cached = softmax_cache.attend_cache(query, state, self.score, needed=earlier)
+        return merge([cached, self.among(q, k, v, layout)])[0], state
 
     def init_state(self, batch):
         self.capability.require("decoding", self.name)

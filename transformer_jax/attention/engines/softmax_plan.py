@@ -18,7 +18,7 @@ BLOCK = 128
 """Queries per row. On CPUs the matrix products of 128 rows run at full speed and the scores stay in cache."""
 
 MAX_GROUPS = 8
-"""Groups of different key counts, each compiled apart. With 8, long causal plans do 1/9 more than they must."""
+"""Groups of different key counts, each compiled apart. With 8, long causal plans do 1/9 more than needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
