@@ -199,6 +199,7 @@ class Mixer(nnx.Module):
 
     def init_state(self, batch: int) -> State:
         """The empty state of `batch` sequences. Raises BadInput where decoding is undefined."""
+        self.capability.require("decoding", self.name)
         raise NotImplementedError
 
     def flops(self, batch: int, length: int) -> int:
@@ -207,7 +208,7 @@ class Mixer(nnx.Module):
 
     def admit(self, layout: Layout, state: State | None, context: jax.Array | None) -> None:
         """Refuses what the capability record does not define."""
-        asked = {
+        asked: dict[Mode, bool] = {
             "cross": context is not None,
             "padding": layout.lengths is not None,
             "packing": layout.segments is not None,

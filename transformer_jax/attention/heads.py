@@ -8,6 +8,7 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Geometry, Layout, Mixer, State
 from transformer_jax.attention.rotary import rotate
+from transformer_jax.errors import BadInput
 
 Streams = dict[str, jax.Array]
 
@@ -70,6 +71,13 @@ class HeadMixer(Mixer):
     def __call__(self, x, layout, state=None, context=None):
         self.admit(layout, state, context)
         streams, moved = self.streams(x, layout, state, context)
+        if context is not None:
+            if self.geometry.causal:
+                raise BadInput(
+                    f"{self.name} of a context has no before and after: build the layer with causal=False."
+                )
+            # Lengths and segments are those of x, not of the context: all of the context is seen.
+            layout = Layout(layout.positions)
         o, core_moved = self.core(streams, layout, state)
         return self.finish(o, x), None if state is None else {**state, **moved, **core_moved}
 

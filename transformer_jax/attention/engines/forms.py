@@ -34,7 +34,7 @@ class Recurrence:
       q: (B, T, N, H).
       k: (B, T·R, N, H). v: (B, T·R, N, M).
       log_decay: log |D|, None for the identity, (B, T·R, N) or (B, T·R, N, H); −inf forgets.
-      sign: of D, ±1 in the shape of log_decay, or None.
+      sign: of D, ±1 in the shape of log_decay, or None; a constant to the gradient.
       a: (B, T·R, N, H), or (B, T·R, N) for a multiple of k, as in the delta rule. b: (B, T·R, N, H).
         Both or neither; b reads the state before it decays.
       bonus: (N, H), u of o_t = (S_{t−1} + diag(u) k_t v_tᵀ)ᵀ q_t, which replaces S_t (R = 1).
@@ -179,7 +179,7 @@ def _steps(r: Recurrence, starts, valid, state: State):
         v = v * rest[..., None]
         c = None if c is None else c * jnp.exp(shift)
     if sign is not None:
-        sign = jax.lax.associative_scan(jnp.multiply, sign, axis=1)
+        sign = jax.lax.associative_scan(jnp.multiply, jax.lax.stop_gradient(sign), axis=1)
         before = jnp.concatenate([jnp.ones_like(sign[:, :1]), sign[:, :-1]], axis=1)
         wide = lambda s: (s if s.ndim == 4 else s[..., None]).astype(k.dtype)
         read = before[:, ::micro] if r.bonus is not None else sign[:, micro - 1 :: micro]

@@ -77,7 +77,7 @@ def run(steps: Steps, S: jax.Array | None = None, chunk: int | None = None) -> t
 
 
 def tokens_per_chunk(steps: Steps, chunk: int | None) -> int:
-    """`chunk`, or 64 micro-steps: near the head size, where work inside of chunks equals that between them."""
+    """`chunk`, or 64 micro-steps: near the head size, where work inside and between chunks is equal."""
     return min(chunk or max(1, 64 // steps.micro), steps.q.shape[1])
 
 
