@@ -20,8 +20,6 @@ from transformer_jax.train.progress import Bar, Lines, Silent
 from transformer_jax.train.run import claim, digest
 from transformer_jax.train.state import dismantle
 
-pytestmark = pytest.mark.quick
-
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
@@ -41,6 +39,7 @@ def last(out, parts):
     return restore_latest(out / "checkpoints", parts)
 
 
+@pytest.mark.quick
 def test_a_run_writes_its_record(tmp_path, data):
     out = tmp_path / "deep" / "run"
     run = toy_run(steps=20, evaluate_every=8)
@@ -102,8 +101,7 @@ def test_training_lines_average_over_every_target_since_the_last(tmp_path, data)
 def test_evaluation_looks_at_every_example_once(tmp_path, data):
     """12 examples in batches of 8: the last batch is padded, and the padding does not count."""
     metrics = [
-        go(toy_run(steps=2, evaluation_batch=size), tmp_path / str(size), data)["metrics"]
-        for size in (8, 12, 5)
+        go(toy_run(steps=2, evaluation_batch=size), tmp_path / str(size), data)["metrics"] for size in (8, 5)
     ]
     for other in metrics[1:]:
         for split in ("validation", "test"):
@@ -112,9 +110,9 @@ def test_evaluation_looks_at_every_example_once(tmp_path, data):
 
 
 def test_dispatches_change_no_bit(tmp_path, data):
-    """One step per call, eight, or as many as the program likes: the same parameters."""
+    """One step per call or as many as the program likes: the same parameters."""
     states = []
-    for number, per_call in enumerate((1, 8, None)):
+    for number, per_call in enumerate((1, None)):
         run = toy_run(steps=20, steps_per_dispatch=per_call, evaluate_every=7, dropout=0.1)
         go(run, tmp_path / str(number), data)
         _, params, rest = dismantle(toy_model(run))
@@ -174,6 +172,7 @@ class Exploding(Toy):
         return logits / jnp.where(self.calls[...] > 13, 0.0, 1.0), state
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("per_call", [1, 4])
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, monkeypatch, per_call):
     from flax import nnx
