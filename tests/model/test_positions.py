@@ -42,7 +42,8 @@ def test_padding_does_not_count():
 def test_sinusoids_turn_by_a_fixed_matrix_per_step():
     """arXiv:1706.03762, section 3.5: a shift by one position is one linear map, the same everywhere."""
     width = 8
-    table = np.asarray(sinusoids(jnp.arange(40)[None], width)[0], np.float64)
+    table = np.asarray(sinusoids(jnp.arange(8000)[None], width)[0], np.float64)
     shift = np.linalg.lstsq(table[:-1], table[1:], rcond=None)[0]
-    np.testing.assert_allclose(table[:-1] @ shift, table[1:], atol=1e-5)
+    # In float32 an angle of 8000 is known to 8000 · 2⁻²⁴ ≈ 5e-4.
+    np.testing.assert_allclose(table[:-1] @ shift, table[1:], atol=1e-3)
     np.testing.assert_allclose(shift @ shift.T, np.eye(width), atol=1e-4)
