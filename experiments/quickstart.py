@@ -24,10 +24,10 @@ from transformer_jax.train.config import Train
 experiment = Experiment(
     title="Quickstart: associative recall",
     claim="Full attention recalls perfectly, linear attention does not, and a delta rule repairs that.",
-    task=AssociativeRecall(length=64, pairs=8, vocabulary=128, validation_examples=500, test_examples=1000),
+    task=AssociativeRecall(length=64, pairs=16, vocabulary=128, validation_examples=500, test_examples=1000),
     model=Transformer(layers=2, width=64, mlp="none", positions="learned", convolution=3),
     variants=("full", Variant("sliding_window", window=16), "linear", "gated_delta_net"),
-    train=Train(steps=400, batch=64, learning_rate=4e-3, weight_decay=0.1, evaluate_every=50, stop_at=0.995),
+    train=Train(steps=400, batch=64, learning_rate=5e-3, weight_decay=0.1, evaluate_every=50, stop_at=0.995),
     tune=Grid(seeds=2),
     published=Table(
         source="arXiv:2312.04927, Figure 2, length 64, width 64",

@@ -36,8 +36,18 @@ def test_csv_reads_back():
 @pytest.mark.quick
 def test_the_terminal_shows_brackets_as_they_are():
     console = Console(width=80, file=io.StringIO())
-    console.print(table.terminal(SHEET))
+    console.print(table.terminal(SHEET, 80))
     assert "[red]d[/red]" in console.file.getvalue()
+
+
+@pytest.mark.quick
+def test_a_narrow_terminal_names_the_columns_that_it_leaves_out():
+    columns = tuple(Column(f"column {i}") for i in range(6))
+    sheet = Sheet(title="t", columns=columns, rows=(("1",) * 6,))
+    console = Console(width=40, file=io.StringIO())
+    console.print(table.terminal(sheet, 40))
+    assert "column 2" in console.file.getvalue()
+    assert "Not shown here: column 3" in console.file.getvalue()
 
 
 @pytest.mark.quick

@@ -29,18 +29,18 @@ def sheets(results: Results) -> list[Sheet]:
 def comparison(results: Results, summaries: list[Summary]) -> Sheet:
     """Who wins: a row for each variant, then one for each trivial baseline."""
     metric = metric_name(results)
-    arrow = "higher" if results.higher_is_better else "lower"
+    arrow = "↑" if results.higher_is_better else "↓"
     p = p_values(summaries)
     columns = [
         Column("variant", "words"),
-        Column(f"test {metric} ({arrow} is better)"),
+        Column(f"test {metric} {arrow}"),
         Column("each seed"),
         Column("best rate"),
-        Column("rates that work"),
+        Column("window"),
+        Column("runs", "words"),
         Column("parameters"),
         Column("state"),
         Column("steps/s"),
-        Column("runs", "words"),
     ]
     rows = [
         [
@@ -49,10 +49,10 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
             ", ".join(f"{score:.3f}" for score in summary.scores.get("test", {}).values()) or NOTHING,
             f"{summary.best.learning_rate:g}" if summary.best else NOTHING,
             summary.window,
+            ", ".join(f"{n} {status}" for status, n in summary.counts.items()),
             _count(summary.parameters),
             _count(summary.state_size),
             f"{summary.steps_per_s:.3g}" if summary.steps_per_s else NOTHING,
-            ", ".join(f"{n} {status}" for status, n in summary.counts.items()),
         ]
         for summary in summaries
     ]
@@ -65,7 +65,7 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
     notes = [
         f"Scores at the learning rate with the best validation {metric}; mean over seeds, with "
         + ("the 95% t interval." if p else "the range."),
-        f"Rates that work: those that reach {WINDOW:.0%} of the variant's best validation {metric}.",
+        f"Window: how many of the rates tried reach {WINDOW:.0%} of the variant's best validation {metric}.",
         "State: numbers kept per sequence while decoding at full length.",
         *(["p: paired t-test over seeds, Holm-corrected."] if p else []),
         *remarks(results, summaries),

@@ -35,6 +35,8 @@ _LATEX = {
     "²": r"$^2$",
     "√": r"$\surd$",
     "→": r"$\rightarrow$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "…": r"\ldots{}",
@@ -137,16 +139,24 @@ def comma_separated(sheet: Sheet) -> str:
     return out.getvalue()
 
 
-def terminal(sheet: Sheet) -> RichTable:
-    """For a rich console."""
-    table = RichTable(title=sheet.title, title_justify="left", title_style="bold", show_edge=False)
-    for i, column in enumerate(sheet.columns):
-        table.add_column(
-            column.name,
-            justify="left" if column.kind == "words" else "right",
-            overflow="fold",
-            no_wrap=i == 0,
-        )
+def terminal(sheet: Sheet, width: int) -> RichTable:
+    """For a console of `width` characters: columns that do not fit are left out, the last first, and named."""
+    sizes = [max(len(cell) for cell in cells) for cells in zip(_names(sheet), *sheet.rows, strict=True)]
+    shown = len(sizes)
+    while shown > 2 and sum(sizes[:shown]) + 3 * shown > width:
+        shown -= 1
+    left_out = ", ".join(_names(sheet)[shown:])
+    caption = f"Not shown here: {left_out}." if left_out else None
+    table = RichTable(
+        title=sheet.title, title_justify="left", title_style="bold", caption=caption, caption_justify="left"
+    )
+    table.show_edge = False
+    for column in sheet.columns[:shown]:
+        table.add_column(column.name, justify="left" if column.kind == "words" else "right", overflow="fold")
     for row in sheet.rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*(cell.replace("[", r"\[") for cell in row[:shown]))
     return table
+
+
+def _names(sheet: Sheet) -> list[str]:
+    return [column.name for column in sheet.columns]

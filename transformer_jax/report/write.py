@@ -33,7 +33,7 @@ def report(directories: Sequence[Path], console: Console | None = None) -> list[
     for results in everything:
         pages.append(write(results, warnings))
         for sheet in sheets(results):
-            console.print(table.terminal(sheet))
+            console.print(table.terminal(sheet, console.width))
             for note in sheet.notes:
                 console.print(f"  {note}", style="dim", highlight=False, markup=False)
             console.print()
