@@ -224,10 +224,9 @@ def _normalized(o: jax.Array, m: jax.Array | None, normalizer: Normalizer) -> ja
         return o if m is None else o * jnp.exp(m)[..., None]
     o, z = o[..., :-1], o[..., -1:]
     if normalizer == "bounded":
-        return o / jnp.maximum(jnp.abs(z), 1 if m is None else jnp.exp(-m)[..., None])
+        z = jnp.maximum(jnp.abs(z), 1 if m is None else jnp.exp(-m)[..., None])
     # Nothing seen, as in a row of padding, gives 0; so does a sum whose square underflows in the gradient.
-    tiny = float(jnp.finfo(z.dtype).tiny) ** 0.5
-    some = jnp.abs(z) > tiny
+    some = jnp.abs(z) > float(jnp.finfo(z.dtype).tiny) ** 0.5
     return jnp.where(some, o / jnp.where(some, z, 1), 0)
 
 
