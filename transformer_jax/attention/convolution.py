@@ -29,7 +29,7 @@ class ShortConvolution(nnx.Module):
         """x (B, T, C) → y (B, T, C), and the state after each row's last valid token."""
         batch, length, _ = x.shape
         x, before = x.astype(self.dtype), self.taps - 1
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)[:, None, None]  # (taps, 1, 1, C)
         memory = self.init_state(batch) if state is None else state
         seen = jnp.concatenate([memory["inputs"].astype(x.dtype), x], axis=1)
         segments = layout.segments

@@ -140,7 +140,7 @@ def comma_separated(sheet: Sheet) -> str:
 
 
 def terminal(sheet: Sheet, width: int) -> RichTable:
-    """For a console of `width` characters: columns that do not fit are left out, the last first, and named."""
+    """For a console of `width` characters: columns that do not fit are left out, last first, and named."""
     sizes = [max(len(cell) for cell in cells) for cells in zip(_names(sheet), *sheet.rows, strict=True)]
     shown = len(sizes)
     while shown > 2 and sum(sizes[:shown]) + 3 * shown > width:

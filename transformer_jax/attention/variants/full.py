@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.attention.contract import Capability, Layout
+from transformer_jax.attention.contract import Capability
 from transformer_jax.attention.engines.softmax_mixer import CachedMixer
 from transformer_jax.attention.engines.softmax_plan import band
-from transformer_jax.errors import BadInput
 
 
 class Full(CachedMixer):
@@ -38,13 +37,3 @@ class Full(CachedMixer):
 
     def plan(self, queries, keys):
         return band(queries, keys, after=0 if self.geometry.causal else None)
-
-    def __call__(self, x, layout, state=None, context=None):
-        if context is None:
-            return super().__call__(x, layout, state)
-        if self.geometry.causal:
-            raise BadInput(
-                "full attention to a context has no before and after: build the layer with causal=False."
-            )
-        # Lengths and segments are those of x, not of the context: all of the context is seen.
-        return super().__call__(x, Layout(layout.positions), state, context)
