@@ -4,15 +4,17 @@ Multi-query associative recall (Zoology, arXiv:2312.04927): a sequence shows pai
 then asks for the value of each key. Attention looks it up; a mechanism with a small state must have
 kept it.
 
-Claim: full attention recalls perfectly; linear attention (elu + 1) does not; a delta rule repairs that.
+Claim: full attention learns to recall within a few hundred steps; mechanisms with a small state do not
+in this time, and some never do (a window forgets what has left it, elu + 1 features mix all keys).
 
 Cost:
-  smoke   8 runs, under 4 minutes on 2 CPU cores, compilation included
-  single  longer sequences, more pairs, a tuning grid, three seeds: under an hour on one accelerator
-  paper   the row (64, 4) of Figure 2 as published, at width 64 (attention: 1.0)
+  smoke   8 runs of at most 300 steps, minutes on 2 CPU cores, compilation included
+  single  256 tokens, 32 pairs, four learning rates, three seeds: under an hour on one accelerator
+  paper   the column of length 64 and width 64 of Figure 2, as published
 
-Expect at smoke: `full` above 0.99; `linear` far below; `sliding_window` recalls what lies within its
-window only.
+Expect at smoke: `full` above 0.99 on both seeds after 250 steps; the others around 0.06, what guessing
+among the 16 values shown gives. `gated_delta_net` can learn this task, but needs thousands of steps
+and the right learning rate: that is what `single` looks at.
 """
 
 from transformer_jax.cli import run_file
@@ -23,11 +25,11 @@ from transformer_jax.train.config import Train
 
 experiment = Experiment(
     title="Quickstart: associative recall",
-    claim="Full attention recalls perfectly, linear attention does not, and a delta rule repairs that.",
+    claim="Full attention learns to recall at once; mechanisms with a small state do not in this time.",
     task=AssociativeRecall(length=64, pairs=16, vocabulary=128, validation_examples=500, test_examples=1000),
     model=Transformer(layers=2, width=64, mlp="none", positions="learned", convolution=3),
     variants=("full", Variant("sliding_window", window=16), "linear", "gated_delta_net"),
-    train=Train(steps=400, batch=64, learning_rate=5e-3, weight_decay=0.1, evaluate_every=50, stop_at=0.995),
+    train=Train(steps=300, batch=64, learning_rate=8e-3, weight_decay=0.1, evaluate_every=50, stop_at=0.995),
     tune=Grid(seeds=2),
     published=Table(
         source="arXiv:2312.04927, Figure 2, length 64, width 64",
