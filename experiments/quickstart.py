@@ -12,7 +12,7 @@ Cost:
   single  256 tokens, 32 pairs, four learning rates, three seeds: under an hour on one accelerator
   paper   the column of length 64 and width 64 of Figure 2, as published
 
-Expect at smoke: `full` above 0.99 on both seeds after 250 steps; the others around 0.06, what guessing
+Expect at smoke: `full` above 0.99 on both seeds after 250 steps; the others at most 0.06, what guessing
 among the 16 values shown gives. `gated_delta_net` can learn this task, but needs thousands of steps
 and the right learning rate: that is what `single` looks at.
 """

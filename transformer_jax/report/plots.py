@@ -66,7 +66,7 @@ def scores(axes: Axes, results: Results, summaries: list[Summary]) -> None:
         axes.plot(values, [row] * len(values), "o", color=look["color"], alpha=0.55, markersize=7)
         if values:
             axes.plot([np.mean(values)], [row], "|", color=look["color"], markersize=18, markeredgewidth=2.5)
-    for name, value in _baselines(results, summaries).items():
+    for value, name in _merged(_baselines(results, summaries)).items():
         axes.axvline(value, color=_INK, linestyle="--", linewidth=0.8, alpha=0.6)
         place: dict[str, Any] = {
             "xycoords": ("data", "axes fraction"),
@@ -191,6 +191,16 @@ def _baselines(results: Results, summaries: list[Summary]) -> dict[str, float]:
     if results.higher_is_better or not seeds:
         return results.baselines
     return {name: value for name, value in results.baselines.items() if value <= 1.5 * max(seeds)}
+
+
+def _merged(baselines: dict[str, float]) -> dict[float, str]:
+    """Value -> names: those that nearly coincide share a label, or one would hide the other."""
+    near = 0.02 * max(baselines.values(), default=1.0)
+    merged: dict[float, str] = {}
+    for name, value in sorted(baselines.items(), key=lambda item: item[1]):
+        same = next((other for other in merged if abs(other - value) <= near), None)
+        merged[value if same is None else same] = name if same is None else f"{merged[same]}, {name}"
+    return merged
 
 
 def _finish(axes: Axes, results: Results) -> None:

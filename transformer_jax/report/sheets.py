@@ -133,9 +133,10 @@ def against_published(results: Results, summaries: list[Summary]) -> Sheet:
                     test,
                     f"{published['rows'][summary.label][test]:.3f}",
                     central(summary.scores[test]),
-                    NOTHING if verdict.difference is None else f"{verdict.difference:+.3f}",
-                    NOTHING if verdict.tolerance is None else f"{verdict.tolerance:.2g}",
                     verdict.word,
+                    # Rounded first, so that there is no -0.000.
+                    NOTHING if verdict.difference is None else f"{round(verdict.difference, 3) + 0.0:+.3f}",
+                    NOTHING if verdict.tolerance is None else f"{verdict.tolerance:.2g}",
                 )
             )
             reasons.setdefault((summary.label, verdict.word, verdict.why), []).append(test)
@@ -150,9 +151,9 @@ def against_published(results: Results, summaries: list[Summary]) -> Sheet:
             Column("test set", "words"),
             Column("published"),
             Column("ours"),
+            Column("verdict", "words"),
             Column("difference"),
             Column("τ"),
-            Column("verdict", "words"),
         ),
         rows=tuple(rows),
         notes=tuple(notes),
