@@ -37,6 +37,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         cost.memory_is_not_quadratic,
         cost.undefined_is_refused,
         training.trains_in_a_model,
+        training.batch_changes_nothing,
     )
 }
 

@@ -80,7 +80,7 @@ def agree(found: Any, wanted: Any, *, within: float, what: str) -> None:
     for (name, a), b in zip(named, exact, strict=True):
         assert a.shape == b.shape, f"{what}{name}: shape {a.shape}, wanted {b.shape}"
         assert np.isfinite(a).all(), f"{what}{name} is not finite"
-        error = np.linalg.norm(a - b) / max(np.linalg.norm(b), least)
+        error = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), least)
         assert error <= within, f"{what}{name}: error {error:.2e} exceeds {within:.0e}"
 
 

@@ -7,20 +7,43 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transformer_jax.conformance.subject import Subject
+from transformer_jax.conformance.subject import Subject, agree
 from transformer_jax.model.config import Transformer, mechanism
 from transformer_jax.model.transformer import Model
+
+
+def batch_changes_nothing(subject: Subject) -> None:
+    """In a model of two layers the logits of a row are the same in a batch of 64 and in one of 4. (A CPU
+    compiler has been seen to break this, see `transformer_jax.compiler`.)"""
+    with jax.enable_x64(False):
+        graph, values = nnx.split(_model(subject, width=64, heads=1, length=64))
+        tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (64, 64)))
+        run = jax.jit(lambda values, tokens: nnx.merge(graph, values)(tokens)[0])
+        both = jax.jit(lambda values, tokens: jax.vjp(lambda v: nnx.merge(graph, v)(tokens)[0], values)[0])
+        few = run(values, tokens[:4])
+        for name, logits in (("forward", run(values, tokens)), ("with its gradient", both(values, tokens))):
+            # Float32 sums of another order, through two layers.
+            agree(logits[:4], few, within=1e-4, what=f"logits in a batch of 64, {name}")
+
+
+def _model(subject: Subject, *, width: int, heads: int, length: int) -> Model:
+    """Two layers of the mechanism."""
+    chosen = mechanism(subject.mixer.name, **subject.options)
+    return Model(
+        Transformer(mixers=(chosen,), width=width, heads=heads, mlp="none"),
+        vocabulary=11,
+        outputs=11,
+        target="token",
+        causal=subject.causal,
+        length=length,
+        rngs=nnx.Rngs(0),
+    )
 
 
 def trains_in_a_model(subject: Subject) -> None:
     """In a model of two layers under scan, every parameter receives a finite gradient, and at least
     one element of each a gradient that is not zero."""
-    config = Transformer(
-        mixers=(mechanism(subject.mixer.name, **subject.options),), width=16, heads=2, mlp="none"
-    )
-    model = Model(
-        config, vocabulary=11, outputs=11, target="token", causal=subject.causal, length=48, rngs=nnx.Rngs(0)
-    )
+    model = _model(subject, width=16, heads=2, length=48)
     graph, learned, rest = nnx.split(model, nnx.Param, ...)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 48)))
 

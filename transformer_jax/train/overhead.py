@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from transformer_jax.data.tasks import task_class
+from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.model.config import Transformer
 from transformer_jax.train.config import Train
 from transformer_jax.train.loop import Training
@@ -45,7 +45,7 @@ def overhead(
         behind the call before it. arrays: number of arrays in the state.
     """
     run = Run(
-        task=task_class("associative_recall")(length=length, pairs=2, vocabulary=64),
+        task=AssociativeRecall(length=length, pairs=2, vocabulary=64),
         model=Transformer(layers=layers, width=width, heads=4),
         train=Train(steps=10**9, batch=batch, steps_per_dispatch=per_call, save_every=steps),
     )

@@ -206,8 +206,6 @@ def _diagonal_blocks(A: jax.Array, size: int) -> jax.Array:
 def _substitute(A: jax.Array) -> jax.Array:
     """(I − A)⁻¹ of blocks (…, m, m), row after row."""
     m = A.shape[-1]
-    # A constant, not jnp.eye: XLA hoists that out of a loop over layers, and its CPU compiler (jaxlib 0.10
-    # to 0.12) then overwrites it in the first round, so that every later layer is wrong.
     unit = jnp.broadcast_to(np.eye(m, dtype=A.dtype), A.shape)
     rows = [unit[..., 0, :]]
     for i in range(1, m):
