@@ -21,7 +21,7 @@ at single about 0.6 to 0.65.
 
 from transformer_jax.cli import run_file
 from transformer_jax.data.tasks.imdb import Imdb
-from transformer_jax.experiment import Experiment, Grid, Override
+from transformer_jax.experiment import Experiment, Grid, Override, Variant
 from transformer_jax.model.config import Transformer
 from transformer_jax.train.config import Train
 
@@ -53,7 +53,18 @@ experiment = Experiment(
                 "evaluate_every": 100,
                 "evaluation_examples": 1000,
             },
-            tune={"learning_rate": (), "seeds": 2},
+            tune={"learning_rate": ()},
+            # At 256 tokens blocks of 64 would make BigBird full attention.
+            variants=(
+                "full",
+                Variant("sliding_window", window=32),
+                Variant("bigbird", block=16),
+                "linear",
+                "performer",
+                "retention",
+                "gated_delta_net",
+                "linformer",
+            ),
         ),
         "paper": Override(
             task={"length": 4096},

@@ -17,7 +17,7 @@ and grow with the context. Scores hold within one version of Python, whose libra
 
 from transformer_jax.cli import run_file
 from transformer_jax.data.tasks.python_text import PythonText
-from transformer_jax.experiment import Experiment, Grid, Override
+from transformer_jax.experiment import Experiment, Grid, Override, Variant
 from transformer_jax.model.config import Transformer
 from transformer_jax.train.config import Train
 
@@ -43,7 +43,17 @@ experiment = Experiment(
                 "evaluate_every": 100,
                 "evaluation_examples": 256,
             },
-            tune={"learning_rate": (), "seeds": 2},
+            tune={"learning_rate": ()},
+            # At 256 tokens blocks of 64 would make BigBird full attention.
+            variants=(
+                "full",
+                Variant("sliding_window", window=32),
+                Variant("bigbird", block=16),
+                "linear",
+                "performer",
+                "retention",
+                "gated_delta_net",
+            ),
         ),
         "paper": Override(
             task={"length": 2048},

@@ -6,6 +6,7 @@ Everything heavy is imported by the verb that needs it, so that `--help` is quic
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -83,7 +84,11 @@ def parser() -> Parser:
     )
     run.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
     run.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
-    run.add_argument("--out", type=Path, help="where results go (default: runs/EXPERIMENT-SCALE)")
+    run.add_argument(
+        "--out",
+        type=Path,
+        help="where results go (default: runs/EXPERIMENT-SCALE, and a short hash of the settings given here)",
+    )
     run.add_argument("--data", type=Path, default=Path("data_cache"), help="where data sets are kept")
     report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
@@ -118,8 +123,10 @@ def settings(words: Sequence[str]) -> dict[str, str]:
     name = None
     for word in words:
         text = word.removeprefix("--")
+        waiting = name is not None and not found[_plain(name)]  # for its value, whatever that looks like
         if "=" in text and (
-            word.startswith("--") or "." in text.partition("=")[0] or text.startswith("variants=")
+            word.startswith("--")
+            or (not waiting and ("." in text.partition("=")[0] or text.startswith("variants=")))
         ):
             key, _, value = text.partition("=")
             _new(found, key).append(value)
@@ -171,7 +178,7 @@ def run_experiment(options: argparse.Namespace) -> int:
     changes = settings(options.rest)
     chosen = written.at(options.scale, changes)
     reference = next(iter(written.published.comparable_at), None) if written.published else None
-    out = options.out or Path("runs") / f"{path.stem}-{options.scale}"
+    out = options.out or Path("runs") / folder(path.stem, options.scale, changes)
     about = {
         "name": path.stem,
         "scale": options.scale,
@@ -192,6 +199,15 @@ def run_experiment(options: argparse.Namespace) -> int:
         return 1
     report([out])
     return 1 if failed else 0
+
+
+def folder(experiment: str, scale: str, changes: dict[str, str]) -> str:
+    """A name for the results: another one for each set of changes, so that none is in another's way."""
+    if not changes:
+        return f"{experiment}-{scale}"
+    return (
+        f"{experiment}-{scale}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
+    )
 
 
 def write_report(options: argparse.Namespace) -> int:

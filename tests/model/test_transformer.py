@@ -136,6 +136,7 @@ def test_bfloat16_computes_on_float32_parameters():
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(m, nnx.Param))} == {jnp.dtype("float32")}
     logits = logits_of(m, tokens())
     assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16)).any(), "logits are rounded to bfloat16"
     reference = logits_of(model(compute="float32", mlp="swiglu"), tokens())
     assert 0 < np.abs(logits - reference).max() < 0.1
     assert {g.dtype for g in jax.tree.leaves(gradients(m, tokens()))} == {jnp.dtype("float32")}
@@ -179,6 +180,9 @@ def test_state_is_as_large_as_the_caches():
         ({"heads": 4, "kv_heads": 3}, "not a multiple of kv_heads"),
         ({"mlp": "gleu"}, "did you mean 'gelu'"),
         ({"dropout": 1.0}, "below 1"),
+        ({"kv_heads": 0}, "at least 1"),
+        ({"head_size": -4}, "at least 1"),
+        ({"mlp_ratio": 0.0}, "above 0"),
         ({"positions": "rotary", "head_size": 3}, "must be even"),
     ],
 )

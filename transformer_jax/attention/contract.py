@@ -89,9 +89,10 @@ class Geometry:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("width", "heads", "length"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("width", "heads", "length", "kv_heads", "head_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{name}={value} must be at least 1.")
         if self.head_size is None:
             if self.width % self.heads:
                 raise BadInput(

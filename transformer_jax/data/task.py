@@ -95,10 +95,10 @@ class Task:
         return max([self.length, *(task.length for task in self.evaluations().values())])
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids (T,) int32 of what a user writes: here the ids themselves, with spaces between."""
+        """Token ids (T,) of what a user writes: here the ids themselves, with spaces between."""
         try:
-            return np.array([int(word) for word in text.split()], np.int32)
-        except ValueError:
+            return np.array([int(word) for word in text.split()], np.int64)
+        except (ValueError, OverflowError):
             raise BadInput(f"{self.name} reads token ids with spaces between, such as '3 1 4'.") from None
 
     def decode(self, tokens: np.ndarray) -> str:

@@ -42,8 +42,9 @@ class Transformer:
       mlp_ratio: hidden size over D; SwiGLU takes two thirds of it, so that parameters match.
       norm: LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467).
       norm_position: before each branch, or after each residual sum as in arXiv:1706.03762.
-      positions: none; sinusoidal or learned, added to the embeddings; rotary, inside those mixers
-        that compare queries with keys (recurrent ones know the order already and ignore it).
+      positions: none; sinusoidal or learned, added to the embeddings; rotary, on queries and keys inside
+        the mixers. linear and performer turn them before their feature map (arXiv:2104.09864 turns after
+        it, in the numerator alone); retention always turns them; gated_delta_net never does.
       dropout: rate, on embeddings and on each branch.
       embeddings: whether the output layer shares the input embedding's matrix.
       convolution: taps of a short causal convolution before each mixer (arXiv:2402.18668), 0 for
@@ -87,5 +88,9 @@ class Transformer:
             )
         if not 0 <= self.dropout < 1:
             raise BadInput(f"model.dropout={self.dropout} must be at least 0 and below 1.")
+        if not (self.mlp_ratio > 0 and self.rotary_base > 0):
+            raise BadInput(
+                f"model.mlp_ratio={self.mlp_ratio} and model.rotary_base={self.rotary_base} must be above 0."
+            )
         if self.convolution < 0:
             raise BadInput(f"model.convolution={self.convolution} must be 0 (none) or a number of taps.")

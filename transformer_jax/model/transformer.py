@@ -146,8 +146,9 @@ class Model(nnx.Module):
                 valid = layout.valid[..., None]
                 # A row that is all padding has nothing to average: it reads out zeros.
                 x = jnp.where(valid, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
-        logits = self.embed.attend(x) if self.tied else self.head(x)
-        return logits.astype(jnp.float32)
+        matrix = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
+        # Summed and kept in float32: logits rounded to bfloat16 would cost hundredths of a nat, and tie.
+        return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
 
     def init_state(self, batch: int) -> State:
         """The empty state of `batch` sequences. Raises BadInput where a mechanism has none."""

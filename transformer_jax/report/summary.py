@@ -131,7 +131,7 @@ def _variant(results: Results, label: str) -> Summary:
         steps_per_s=float(np.median(speeds)) if speeds else None,
         steps=max((run["step"] for run in ran if "step" in run), default=None),
         notes=tuple(sorted(notes)),
-        verdicts=_verdicts(results, label, rates, scores),
+        verdicts=_verdicts(results, label, rates, best, scores),
     )
 
 
@@ -147,13 +147,18 @@ def _scores(rate: Rate, test: str, metric: str) -> dict[int, float]:
 
 
 def _verdicts(
-    results: Results, label: str, rates: tuple[Rate, ...], scores: Mapping[str, Any]
+    results: Results, label: str, rates: tuple[Rate, ...], best: Rate | None, scores: Mapping[str, Any]
 ) -> dict[str, Verdict]:
     published = results.experiment.get("published")
     rows = {
         row: values for row, values in (published or {"rows": {}})["rows"].items() if row in results.labels
     }
     departures = list(results.experiment.get("departures", {}).get(label, ()))
+    lost = sum(not cell.done for cell in best.cells) if best else 0
+    if lost:
+        departures.append(
+            f"{lost} of {len(best.cells)} seeds did not finish, and a mean of the rest flatters"
+        )
     if published and published["selection"] == "best of grid" and len(rates) < 2:
         departures.append("the published number is the best of several learning rates, ours had one")
     if published and published["selection"] == "one recipe" and len(rates) > 1:

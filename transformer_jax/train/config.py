@@ -26,7 +26,7 @@ class Train:
         the whole batch.
       evaluate_every: steps between evaluations on the validation split; None: only at the end.
       evaluation_batch: sequences per evaluation step; None: as in training. evaluation_examples: how
-        many of each test set are looked at; None: all.
+        many of the validation split are looked at; None: all. Test sets are always scored whole.
       save_every: steps between checkpoints; None: with each evaluation. One is always written at the
         end. keep: how many stay.
       log_every: steps that one record of the training loss averages over.

@@ -117,7 +117,10 @@ class Training:
         """Trains to the end and writes the result."""
         try:
             with self.listening():
-                return self.through()
+                found = self.through()
+            if self.signal is not None:  # it came while the result was written: the sweep must not go on
+                raise SystemExit(128 + self.signal)
+            return found
         except Diverged as divergence:
             return self.finish("diverged", str(divergence))
         except Interrupted:
@@ -248,7 +251,12 @@ class Training:
         )
         size = max(jax.device_count(), size // jax.device_count() * jax.device_count())
         batches = pipeline.evaluation_batches(
-            task, split, batch=size, directory=self.data, limit=train.evaluation_examples
+            task,
+            split,
+            batch=size,
+            directory=self.data,
+            # The test split is scored whole: the baselines beside it are.
+            limit=train.evaluation_examples if split == "validation" else None,
         )
         total = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
         late: deque[Any] = deque()

@@ -21,7 +21,7 @@ class Linformer(HeadMixer):
     name = "linformer"
     family = "landmarks"
     paper = "arXiv:2006.04768"
-    time = "T"
+    time = "T·m"
     small = {"landmarks": 8}
     capability = Capability(
         refused={
