@@ -156,17 +156,18 @@ def test_run_then_continue_then_refuse_then_report(said, tmp_path):
     code, out, err = said("run", "tiny.py", "--train.steps", "2")
     assert code == 0, err
     assert "Tiny: variants 2, seeds 1, runs 2, into" in out
-    page = tmp_path / "runs" / "tiny-smoke" / "report" / "report.html"
-    assert page.is_file()
+    # Settings given here have results of their own, so that they are in nobody's way.
+    (results,) = (tmp_path / "runs").iterdir()
+    assert results.name.startswith("tiny-smoke-") and (results / "report" / "report.html").is_file()
     code, out, _ = said("run", "tiny.py", "--train.steps", "2")
     assert code == 0
     assert out.count(", kept") == 2
     before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
-    code, _, err = said("run", "tiny.py")
+    code, _, err = said("run", "tiny.py", "--out", str(results))
     assert code == 2
     assert "train.steps is 2 there and 3 here" in err
     assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
-    code, out, _ = said("report", "runs/tiny-smoke", "--json")
+    code, out, _ = said("report", str(results), "--json")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [line["label"] for line in lines] == ["full", "linear"]
