@@ -40,6 +40,15 @@ def unknown_name(name: str, known: Iterable[str]) -> BadInput:
     return BadInput(f"Unknown override {name!r}: {hint}")
 
 
+def check_fields(owner: Any, part: str) -> None:
+    """Raises BadInput where a field of a dataclass is not of its annotated type, or none of its choices."""
+    for name, kind in fields(owner).items():
+        value = getattr(owner, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            raise unknown(f"value of {part}.{name}", value, get_args(kind))
+        require(f"{part}.{name}", kind, value)
+
+
 def require(name: str, kind: Any, value: Any) -> None:
     """Raises BadInput where `value` is not of the annotated type `kind`."""
     if not _is(kind, value):

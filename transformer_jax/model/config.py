@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from transformer_jax.attention import catalogue
 from transformer_jax.errors import BadInput, unknown
-from transformer_jax.overrides import fields, require
+from transformer_jax.overrides import check_fields, require
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,7 @@ class Transformer:
     compute: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for name, kind in fields(self).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise unknown(f"value of model.{name}", value, get_args(kind))
-            require(f"model.{name}", kind, value)
+        check_fields(self, "model")
         if not self.mixers:
             raise BadInput("model.mixers is empty: name at least one mechanism.")
         if self.layers < 1 or self.layers % len(self.mixers):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from typing import Literal
 
-from transformer_jax.errors import BadInput, unknown
-from transformer_jax.overrides import fields, require
+from transformer_jax.errors import BadInput
+from transformer_jax.overrides import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +56,7 @@ class Train:
     stop_at: float | None = None
 
     def __post_init__(self):
-        for name, kind in fields(self).items():
-            value = getattr(self, name)
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise unknown(f"value of train.{name}", value, get_args(kind))
-            require(f"train.{name}", kind, value)
+        check_fields(self, "train")
         counts = ("steps", "batch", "accumulate", "evaluate_every", "evaluation_batch", "evaluation_examples")
         for name in (*counts, "save_every", "keep", "log_every", "steps_per_dispatch"):
             value = getattr(self, name)

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
@@ -24,7 +24,7 @@ from transformer_jax.data.tasks import task_class
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.model.config import Transformer
 from transformer_jax.model.transformer import Model
-from transformer_jax.overrides import fields, require
+from transformer_jax.overrides import differences, fields, require
 from transformer_jax.train.config import Train
 
 CONFIG = "config.json"
@@ -112,7 +112,11 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
     if (out / CONFIG).exists():
         stored = _read_config(out)
         if stored["digest"] != digest(run):
-            changed = ", ".join(_differences(stored["config"], json.loads(json.dumps(resolved(run)))))
+            now = json.loads(json.dumps(resolved(run)))
+            changed = ", ".join(
+                f"{name} is {json.dumps(old)} there and {json.dumps(new)} here"
+                for name, old, new in differences(stored["config"], now)
+            )
             raise BadInput(
                 f"{out} holds results of another configuration ({changed or 'other data'}): choose another "
                 f"output directory, or move that one away."
@@ -193,15 +197,6 @@ def _commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
-    """Sentences like "train.steps is 100 there and 200 here"."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-    elif old != new:
-        yield f"{name} is {json.dumps(old)} there and {json.dumps(new)} here"
 
 
 # Dataclasses to JSON values and back.
