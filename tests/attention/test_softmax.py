@@ -10,7 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry, Layout
-from transformer_jax.attention.engines.softmax import attend, merge, product, sink
+from transformer_jax.attention.engines.softmax import attend, merge, sink
 from transformer_jax.attention.engines.softmax_plan import Blocks, Plan, band
 from transformer_jax.errors import BadInput
 from transformer_jax.measure.flops import count_flops
@@ -67,19 +67,19 @@ def float64():
         yield
 
 
-def products(query, key, shared):
-    return product(query["q"], key["k"])
+def products(qk, query, key, shared):
+    return qk
 
 
 def within(before, after):
     """A score that sees keys i − before … i + after."""
 
-    def score(query, key, shared):
+    def score(qk, query, key, shared):
         distance = query["i"][:, None] - key["i"][None]
         seen = jnp.ones_like(distance, bool)
         seen = seen if before is None else seen & (distance <= before)
         seen = seen if after is None else seen & (distance >= -after)
-        return jnp.where(seen, product(query["q"], key["k"]), -jnp.inf)
+        return jnp.where(seen, qk, -jnp.inf)
 
     return score
 
@@ -105,8 +105,8 @@ def test_bands_equal_the_formula(queries, keys, kv_heads, before, after):
     plan = band(queries, keys, before=before, after=after, block=8)
 
     def engine(q, k, v):
-        query, key = {"q": q, "i": jnp.arange(queries)}, {"k": k, "i": jnp.arange(keys)}
-        return attend(query, key, v, plan, within(before, after))[0]
+        query, key = {"i": jnp.arange(queries)}, {"i": jnp.arange(keys)}
+        return attend(q, k, v, plan, within(before, after), query=query, key=key)[0]
 
     seen = near(queries, keys, before, after)
     same(engine, lambda q, k, v: dense(q, k, v, seen), *qkv(queries, keys, kv_heads))
@@ -126,7 +126,7 @@ def test_traced_blocks_equal_the_formula(shape):
     def engine(q, k, v, lists):
         group = Blocks(rows=np.arange(rows), lists=lists, block=block)
         plan = Plan(queries=33, keys=keys, block=7, groups=[group])
-        return attend({"q": q}, {"k": k}, v, plan, products)[0]
+        return attend(q, k, v, plan, products)[0]
 
     # The lists are arguments of the compiled function: nothing is known of them when it is compiled.
     traced = jax.jit(jax.value_and_grad(lambda q, k, v, at: jnp.sum(jnp.sin(engine(q, k, v, at))), (0, 1, 2)))
@@ -145,14 +145,14 @@ def test_bias_and_sinks_have_gradients():
     decay, slopes, sinks = -jnp.abs(draw(4, BATCH, length, HEADS)), draw(5, HEADS), draw(6, HEADS)
     distance = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None])
 
-    def score(query, key, shared):
+    def score(qk, query, key, shared):
         away = jnp.abs(query["i"][:, None] - key["i"][None])
-        return product(query["q"], key["k"]) + query["decay"][:, None] + shared["slope"] * away
+        return qk + query["decay"][:, None] + shared["slope"] * away
 
     def engine(q, k, v, decay, slopes, sinks):
         i = jnp.arange(length)
-        query, key = {"q": q, "decay": decay, "i": i}, {"k": k, "i": i}
-        o, lse = attend(query, key, v, band(length, length, block=8), score, {"slope": slopes})
+        streams = {"query": {"decay": decay, "i": i}, "key": {"i": i}, "shared": {"slope": slopes}}
+        o, lse = attend(q, k, v, band(length, length, block=8), score, **streams)
         return sink(o, lse, sinks)[0]
 
     def formula(q, k, v, decay, slopes, sinks):
@@ -166,7 +166,7 @@ def test_parts_merge():
     q, k, v = qkv(20, 26)
 
     def engine(q, k, v):
-        part = lambda a, b: attend({"q": q}, {"k": k[:, a:b]}, v[:, a:b], band(20, b - a, block=8), products)
+        part = lambda a, b: attend(q, k[:, a:b], v[:, a:b], band(20, b - a, block=8), products)
         return merge([part(0, 9), part(9, 10), part(10, 26)])[0]
 
     same(engine, lambda q, k, v: dense(q, k, v, True), q, k, v)
@@ -176,11 +176,11 @@ def test_a_query_that_sees_nothing():
     """Gives 0 and −inf, and gradients without NaN, alone and merged."""
     q, k, v = qkv(11, 11)
 
-    def score(query, key, shared):
-        return jnp.where((query["i"] != 3)[:, None], product(query["q"], key["k"]), -jnp.inf)
+    def score(qk, query, key, shared):
+        return jnp.where((query["i"] != 3)[:, None], qk, -jnp.inf)
 
     def total(q, k, v):
-        part = attend({"q": q, "i": jnp.arange(11)}, {"k": k}, v, band(11, 11, block=4), score)
+        part = attend(q, k, v, band(11, 11, block=4), score, query={"i": jnp.arange(11)})
         o, lse = merge([part, part])
         return jnp.sum(o) + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0)), part
 
@@ -191,7 +191,7 @@ def test_a_query_that_sees_nothing():
 
 def test_log_sum_exp_has_a_gradient():
     q, k, v = qkv(9, 9)
-    engine = lambda q, k: attend({"q": q}, {"k": k}, v, band(9, 9, block=4), products)[1]
+    engine = lambda q, k: attend(q, k, v, band(9, 9, block=4), products)[1]
     formula = lambda q, k: jax.nn.logsumexp(jnp.einsum("btnh,bsnh->btns", q, k), axis=-1)
     same(engine, formula, q, k)
 
@@ -207,8 +207,8 @@ def test_plans_compute_what_they_must():
 
 def test_work_is_what_is_stated():
     def engine(q, k, v):
-        query, key = {"q": q, "i": jnp.arange(300)}, {"k": k, "i": jnp.arange(300)}
-        return attend(query, key, v, band(300, 300, after=0, block=8), within(None, 0))[0]
+        streams = {"query": {"i": jnp.arange(300)}, "key": {"i": jnp.arange(300)}}
+        return attend(q, k, v, band(300, 300, after=0, block=8), within(None, 0), **streams)[0]
 
     q, k, _ = qkv(300, 300, 2)
     pairs = band(300, 300, after=0, block=8).pairs

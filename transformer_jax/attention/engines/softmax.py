@@ -2,9 +2,10 @@
 
 `attend` computes, for every query i and head, over the keys j that a `Plan` lists for it,
 
-    o_i = Σ_j exp(s_ij − lse_i) v_j,    lse_i = log Σ_j exp(s_ij),    s_ij = score(query_i, key_j),
+    o_i = Σ_j exp(s_ij − lse_i) v_j,    lse_i = log Σ_j exp(s_ij),    s_ij = score(q_i k_jᵀ, query_i, key_j),
 
-where the score is any function of one head: scaled products, a mask (−inf), a differentiable bias.
+where the score is any function of the products of one head and of what else is known of its queries and
+keys: a scale, a mask (−inf), a differentiable bias.
 Results of several calls over disjoint keys `merge` into one softmax; extra logits without a value
 (attention sinks) are the merge with (0, sink).
 
@@ -25,42 +26,59 @@ import jax.numpy as jnp
 from jax import lax
 
 from transformer_jax.attention.engines.softmax_plan import Blocks, Plan
-from transformer_jax.attention.engines.softmax_rows import Score, Streams, accurate, softmax_rows
+from transformer_jax.attention.engines.softmax_rows import Score, Streams, softmax_rows
 
 
 def attend(
-    query: Streams, key: Streams, value: jax.Array, plan: Plan, score: Score, shared: Streams | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    plan: Plan,
+    score: Score,
+    *,
+    query: Streams | None = None,
+    key: Streams | None = None,
+    shared: Streams | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of T queries to the keys of `plan`.
 
     Args:
-      query: streams of length T; at least one belongs to heads, and gives their number N.
-      key: streams of length S.
-      value: (B, S, K, H).
+      q: (B, T, N, H).
+      k: (B, S, K, H).
+      v: (B, S, K, H), whose H may be another.
       score: reads nothing that is traced but its arguments.
+      query: streams of length T that the score reads.
+      key: streams of length S that the score reads.
       shared: what the score needs besides, per head (N, …) or scalars; differentiable.
 
     Returns:
       o (B, T, N, H) and lse (B, T, N), in float32 or wider. A query that sees nothing has o = 0 and
       lse = −inf, and gives no gradient.
     """
-    batch, kv_heads = value.shape[0], value.shape[2]
-    heads = next(x.shape[2] for x in query.values() if x.ndim > 2)
-    padding = plan.rows * plan.block - plan.queries
-    query = {name: query_layout(x, kv_heads, padding) for name, x in query.items()}
-    key = {name: key_layout(x, plan.missing_keys) for name, x in key.items()}
-    value = key_layout(value, plan.missing_keys)
+    batch, kv_heads, groups = q.shape[0], k.shape[2], q.shape[2] // k.shape[2]
+    more_queries, more_keys = plan.rows * plan.block - plan.queries, plan.missing_keys
+    inputs = (
+        grouped(heads_first(q, more_queries), kv_heads),
+        heads_first(k, more_keys),
+        heads_first(v, more_keys),
+        {name: grouped(heads_first(x, more_queries), kv_heads) for name, x in (query or {}).items()},
+        {name: heads_first(x, more_keys) for name, x in (key or {}).items()},
+        {n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)},
+    )
     shared = {
-        name: x.reshape(kv_heads, heads // kv_heads, *x.shape[1:]) if x.ndim else x
-        for name, x in (shared or {}).items()
+        name: x.reshape(kv_heads, groups, *x.shape[1:]) if x.ndim else x for name, x in (shared or {}).items()
     }
-    lists = {n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)}
-    alone = [x.ndim < 2 for x in jax.tree.leaves((query, key, value))] + [x.ndim < 4 for x in lists.values()]
-    tile = heads * plan.block * max((g.length for g in plan.groups), default=1)
-    parts = sequential_parts(batch, tile)
-    o, lse = over_batch(softmax_rows(plan, score), (query, key, value, lists), alone, shared, parts)
-    o = jnp.moveaxis(o.reshape(batch, heads, *o.shape[3:]), 1, 2)
-    lse = jnp.moveaxis(lse.reshape(batch, heads, -1), 1, 2)
+    tile = groups * plan.block * max((g.length for g in plan.groups), default=1)
+    rows = softmax_rows(plan, score)
+    heads_at = jax.tree.map(lambda x: 1 if x.ndim > 2 else ALONE, inputs)
+    heads_at = (*heads_at, jax.tree.map(lambda x: 0 if x.ndim else ALONE, shared))
+    rows = in_turn(rows, sequential_parts(kv_heads, tile), heads_at, 1)
+    batch_at = jax.tree.map(lambda x: 0 if x.ndim > 1 else ALONE, inputs)
+    batch_at = (*batch_at, jax.tree.map(lambda x: ALONE, shared))
+    rows = in_turn(rows, sequential_parts(batch, kv_heads * tile), batch_at, 0)
+    o, lse = rows(*inputs, shared)
+    o = jnp.moveaxis(o.reshape(batch, kv_heads * groups, *o.shape[3:]), 1, 2)
+    lse = jnp.moveaxis(lse.reshape(batch, kv_heads * groups, -1), 1, 2)
     return o[:, : plan.queries], lse[:, : plan.queries]
 
 
@@ -84,58 +102,55 @@ def sink(o: jax.Array, lse: jax.Array, logits: jax.Array) -> tuple[jax.Array, ja
     return merge([(o, lse), (jnp.zeros_like(o), jnp.broadcast_to(logits.astype(lse.dtype), lse.shape))])
 
 
-def product(q: jax.Array, k: jax.Array) -> jax.Array:
-    """q kᵀ in at least float32: (t, H), (s, H) → (t, s)."""
-    return jnp.einsum("th,sh->ts", q, k, preferred_element_type=accurate(q.dtype))
+# Layout: heads lead, (B, K, S, …) for keys and (B, K, G, T, …) for queries with G = N/K.
 
 
-# Layout. Heads lead, (B, K, G, T, …) for queries with G = N/K. Keys are stored with the token as the
-# last axis, (B, K, …, S): then the products that make the gradients of k and v have no transposed
-# left side, which on CPUs runs at a third of the speed.
-
-
-def query_layout(x: jax.Array, kv_heads: int, padding: int) -> jax.Array:
-    x = pad_tokens(x, padding)
-    if x.ndim < 3:
-        return x
-    x = jnp.moveaxis(x, 2, 1)
-    return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:])
-
-
-def key_layout(x: jax.Array, padding: int) -> jax.Array:
-    x = pad_tokens(x, padding)
-    return jnp.moveaxis(x, 1, -1) if x.ndim > 2 else x
-
-
-def pad_tokens(x: jax.Array, padding: int) -> jax.Array:
+def heads_first(x: jax.Array, padding: int) -> jax.Array:
+    """(B, T, N, …) → (B, N, T + padding, …); streams without heads are only padded."""
     tokens = min(x.ndim - 1, 1)
-    return jnp.pad(x, [(0, padding if axis == tokens else 0) for axis in range(x.ndim)]) if padding else x
+    x = jnp.pad(x, [(0, padding if axis == tokens else 0) for axis in range(x.ndim)]) if padding else x
+    return jnp.moveaxis(x, 2, 1) if x.ndim > 2 else x
 
 
-def sequential_parts(batch: int, tile: int) -> int:
-    """Into how many parts the batch is cut that are computed one after the other.
+def grouped(x: jax.Array, kv_heads: int) -> jax.Array:
+    """(B, N, …) → (B, K, G, …)."""
+    return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:]) if x.ndim > 2 else x
 
-    A tile of scores that fits the cache of a CPU is worth more than many at once; elsewhere only
-    memory counts.
+
+def sequential_parts(count: int, tile: int) -> int:
+    """Into how many equal parts `count` tiles of scores are cut, to compute one part after the other.
+
+    Scores that fit the cache of a CPU are worth more than many at once; elsewhere only memory counts.
     """
     room = 2**19 if jax.default_backend() == "cpu" else 2**27
-    together = max((n for n in range(1, batch + 1) if batch % n == 0 and n * tile <= room), default=1)
-    return batch // together
+    together = max((n for n in range(1, count + 1) if count % n == 0 and n * tile <= room), default=1)
+    return count // together
 
 
-def over_batch(rows: Callable, batched: tuple, alone: list[bool], shared: Streams, parts: int):
-    """Runs `rows` on `parts` parts of the batch in turn; the leaves that stand `alone` have no batch."""
+ALONE = -1
+
+
+def in_turn(f: Callable, parts: int, axes: tuple, out_axis: int) -> Callable:
+    """f over `parts` parts of an axis one after the other; `axes` says where each leaf has it, or ALONE."""
     if parts == 1:
-        return rows(*batched, shared)
-    leaves, tree = jax.tree.flatten(batched)
-    # Part p has the sequences p, p + parts, …: on a mesh that shards the batch, a part is spread over it.
-    cut = {
-        n: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-        for n, x in enumerate(leaves)
-        if not alone[n]
-    }
+        return f
 
-    def part(cut):
-        return rows(*jax.tree.unflatten(tree, [cut.get(n, x) for n, x in enumerate(leaves)]), shared)
+    def whole(*inputs):
+        leaves, tree = jax.tree.flatten(inputs)
+        at = dict(enumerate(tree.flatten_up_to(axes)))
+        cut = {n: split(x, at[n]) for n, x in enumerate(leaves) if at[n] != ALONE}
 
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), lax.map(part, cut))
+        def part(cut):
+            return f(*jax.tree.unflatten(tree, [cut.get(n, x) for n, x in enumerate(leaves)]))
+
+        return jax.tree.map(join, lax.map(part, cut))
+
+    def split(x, axis):
+        # Part p has the elements p, p + parts, …: on a mesh that shards the axis, a part is spread over it.
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, parts, *x.shape[axis + 1 :]), axis + 1, 0)
+
+    def join(x):
+        x = jnp.moveaxis(x, 0, out_axis + 1)
+        return x.reshape(*x.shape[:out_axis], -1, *x.shape[out_axis + 2 :])
+
+    return whole

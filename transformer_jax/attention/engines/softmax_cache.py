@@ -78,6 +78,7 @@ def store(state: State, k: jax.Array, v: jax.Array, layout: Layout, *, ring: boo
 
 
 def attend_cache(
+    q: jax.Array,
     query: Streams,
     state: State,
     score: Score,
@@ -88,12 +89,11 @@ def attend_cache(
     """Attention of T new queries to a cache: (o, lse) as `softmax.attend` gives them.
 
     Pieces of the cache follow one another and merge; those after every row's last token, or not
-    `needed` (first slot → whether), are skipped. The score finds key streams k, segment and index.
+    `needed` (first slot → whether), are skipped. The score finds the key streams segment and index.
     """
     slots = state["segment"].shape[1]
     filled = jnp.max(state["count"])
-    some = next(x for x in query.values() if x.ndim > 2)
-    batch, length, heads = some.shape[:3]
+    batch, length, heads, _ = q.shape
     real = jnp.promote_types(jnp.float32, state["v"].dtype)
     done = (
         jnp.zeros((batch, length, heads, state["v"].shape[2]), real),
@@ -107,8 +107,9 @@ def attend_cache(
             return jnp.moveaxis(x, -1, 1) if x.ndim > 2 else x
 
         def attended():
-            key = {"k": read("k"), "segment": read("segment"), "index": first + jnp.arange(size)}
-            return merge([done, attend(query, key, read("v"), band(length, size), score)])
+            key = {"segment": read("segment"), "index": first + jnp.arange(size)}
+            plan = band(length, size)
+            return merge([done, attend(q, read("k"), read("v"), plan, score, query=query, key=key)])
 
         wanted = first < filled
         if needed is not None:
@@ -122,21 +123,20 @@ def attend_cache(
     return look(done, jnp.int32(whole * piece), slots % piece) if slots % piece else done
 
 
-def attend_ring(query: Streams, state: State, score: Score) -> tuple[jax.Array, jax.Array]:
+def attend_ring(q: jax.Array, query: Streams, state: State, score: Score) -> tuple[jax.Array, jax.Array]:
     """Attention of T new queries to a ring of `slots` keys, as (o, lse).
 
-    Only the first `slots` queries can reach back into the ring. The score finds key streams k,
+    Only the first `slots` queries can reach back into the ring. The score finds the key streams
     segment and index (B, slots), how many tokens of the row came before the key.
     """
-    slots = state["segment"].shape[1]
-    some = next(x for x in query.values() if x.ndim > 2)
-    length = some.shape[1]
+    slots, length = state["segment"].shape[1], q.shape[1]
     near = {name: x[:, :slots] if x.ndim > 1 else x[:slots] for name, x in query.items()}
     # Slot s holds the latest token whose place is s modulo the slots.
     last = state["count"][:, None] - 1
     index = last - (last - jnp.arange(slots)[None]) % slots
-    key = {"k": jnp.moveaxis(state["k"], -1, 1), "segment": state["segment"], "index": index}
-    o, lse = attend(near, key, jnp.moveaxis(state["v"], -1, 1), band(min(length, slots), slots), score)
+    key = {"segment": state["segment"], "index": index}
+    k, v = jnp.moveaxis(state["k"], -1, 1), jnp.moveaxis(state["v"], -1, 1)
+    o, lse = attend(q[:, :slots], k, v, band(min(length, slots), slots), score, query=near, key=key)
     rest = max(0, length - slots)
     o = jnp.pad(o, ((0, 0), (0, rest), (0, 0), (0, 0)))
     return o, jnp.pad(lse, ((0, 0), (0, rest), (0, 0)), constant_values=-jnp.inf)

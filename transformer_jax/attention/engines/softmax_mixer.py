@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from transformer_jax.attention.contract import Layout, State
 from transformer_jax.attention.engines import softmax_cache
-from transformer_jax.attention.engines.softmax import Streams, attend, merge, product
+from transformer_jax.attention.engines.softmax import Streams, attend, merge
 from transformer_jax.attention.engines.softmax_plan import Plan
 from transformer_jax.attention.heads import HeadMixer
 
@@ -29,9 +29,9 @@ class SoftmaxMixer(HeadMixer):
     def plan(self, queries: int, keys: int) -> Plan:
         raise NotImplementedError
 
-    def score(self, query: Streams, key: Streams, shared: Streams) -> jax.Array:
+    def score(self, qk: jax.Array, query: Streams, key: Streams, shared: Streams) -> jax.Array:
         """q kᵀ / √H, and −inf where index or segment hide the key (`softmax.Score`)."""
-        s = product(query["q"], key["k"]) * self.geometry.head_size**-0.5
+        s = qk * self.geometry.head_size**-0.5
         if "index" in query:
             seen = self.sees(query["index"][:, None], key["index"][None])
             s = s if seen is None else jnp.where(seen, s, -jnp.inf)
@@ -48,13 +48,12 @@ class SoftmaxMixer(HeadMixer):
     def among(self, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
         """Attention of the tokens to each other, or in cross-attention to a context: (o, lse)."""
         queries, keys = q.shape[1], k.shape[1]
-        query = {"q": q, "index": jnp.arange(queries)}
-        key = {"k": k, "index": jnp.arange(keys)}
+        query, key = {"index": jnp.arange(queries)}, {"index": jnp.arange(keys)}
         if layout.segments is not None or layout.lengths is not None:
             segment = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
             query["segment"] = segment
             key["segment"] = segment if layout.valid is None else jnp.where(layout.valid, segment, -1)
-        return attend(query, key, v, self.plan(queries, keys), self.score)
+        return attend(q, k, v, self.plan(queries, keys), self.score, query=query, key=key)
 
     def continued(
         self, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout, state: State
@@ -75,8 +74,8 @@ class CachedMixer(SoftmaxMixer):
 
     state = "T"
 
-    def score(self, query, key, shared):
-        s = super().score(query, key, shared)
+    def score(self, qk, query, key, shared):
+        s = super().score(qk, query, key, shared)
         if "before" in query:  # of the cache only what was there before the new tokens
             s = jnp.where(key["index"][None] < query["before"][:, None], s, -jnp.inf)
         return s
@@ -84,10 +83,10 @@ class CachedMixer(SoftmaxMixer):
     def continued(self, q, k, v, layout, state):
         # Stored first and read afterwards, the cache is updated in place; read first, it would be copied.
         before = jnp.broadcast_to(state["count"][:, None], layout.positions.shape)
-        query = {"q": q, "segment": softmax_cache.segments(layout, state), "before": before}
+        query = {"segment": softmax_cache.segments(layout, state), "before": before}
         earlier = lambda first: first < jnp.max(before)
         state = softmax_cache.store(state, k, v, layout)
-        cached = softmax_cache.attend_cache(query, state, self.score, needed=earlier)
+        cached = softmax_cache.attend_cache(q, query, state, self.score, needed=earlier)
         return merge([cached, self.among(q, k, v, layout)])[0], state
 
     def init_state(self, batch):
@@ -103,11 +102,10 @@ class RingMixer(SoftmaxMixer):
 
     def continued(self, q, k, v, layout, state):
         query = {
-            "q": q,
             "index": softmax_cache.places(state, q.shape[1]),
             "segment": softmax_cache.segments(layout, state),
         }
-        before = softmax_cache.attend_ring(query, state, self.score)
+        before = softmax_cache.attend_ring(q, query, state, self.score)
         o, _ = merge([before, self.among(q, k, v, layout)])
         return o, softmax_cache.store(state, k, v, layout, ring=True)
 

@@ -111,8 +111,8 @@ class BigBird(CachedMixer):
         drawn = jnp.where(drawn < (i if self.geometry.causal else blocks), drawn, -1)
         return jnp.concatenate([jnp.asarray(wide), jnp.asarray(near), drawn], axis=1).astype(jnp.int32)
 
-    def score(self, query, key, shared):
-        s = super().score(query, key, shared)
+    def score(self, qk, query, key, shared):
+        s = super().score(qk, query, key, shared)
         drawn = [x[:, None] for name, x in query.items() if name.startswith("drawn")]
         if "block" in query:  # against the cache, which holds blocks that are not listed
             linked = self.linked(query["block"][:, None], key["index"][None] // self.block, drawn)
@@ -124,9 +124,9 @@ class BigBird(CachedMixer):
         places = softmax_cache.places(state, q.shape[1])
         block = jnp.minimum(places // self.block, len(self.random[...]) - 1)
         drawn = jnp.moveaxis(self.random[...][block], -1, 0)
-        query = {"q": q, "index": places, "block": block, "segment": jnp.zeros_like(places)}
+        query = {"index": places, "block": block, "segment": jnp.zeros_like(places)}
         query |= {f"drawn{n}": x for n, x in enumerate(drawn)}
         state = softmax_cache.store(state, k, v, layout)
         needed = lambda first: jnp.any(self.linked(block, first // self.block, drawn))
-        o, _ = softmax_cache.attend_cache(query, state, self.score, piece=self.block, needed=needed)
+        o, _ = softmax_cache.attend_cache(q, query, state, self.score, piece=self.block, needed=needed)
         return o, state
