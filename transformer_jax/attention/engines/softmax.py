@@ -57,10 +57,12 @@ def attend(
     """
     batch, kv_heads, groups = q.shape[0], k.shape[2], q.shape[2] // k.shape[2]
     more_queries, more_keys = plan.rows * plan.block - plan.queries, plan.missing_keys
+    k, v = heads_first(k, more_keys), heads_first(v, more_keys)
     inputs = (
         grouped(heads_first(q, more_queries), kv_heads),
-        heads_first(k, more_keys),
-        heads_first(v, more_keys),
+        turned(k),
+        v,
+        lax.stop_gradient((k, turned(v))),
         {name: grouped(heads_first(x, more_queries), kv_heads) for name, x in (query or {}).items()},
         {name: heads_first(x, more_keys) for name, x in (key or {}).items()},
         {n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)},
@@ -115,6 +117,11 @@ def heads_first(x: jax.Array, padding: int) -> jax.Array:
 def grouped(x: jax.Array, kv_heads: int) -> jax.Array:
     """(B, N, …) → (B, K, G, …)."""
     return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:]) if x.ndim > 2 else x
+
+
+def turned(x: jax.Array) -> jax.Array:
+    """(B, K, S, H) → (B, K, H, S), in memory: without the barrier the products would read x itself."""
+    return lax.optimization_barrier(jnp.swapaxes(x, 2, 3))
 
 
 def sequential_parts(count: int, tile: int) -> int:

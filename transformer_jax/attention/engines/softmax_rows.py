@@ -3,8 +3,8 @@
 Here queries are (B, K, G, T, …) and keys (B, K, S, …); a stream of rank 1 is (T,), of rank 2 (B, T).
 
 On CPUs a matrix product whose operands lie as (m, c)·(c, n) runs up to three times as fast as one with an
-operand transposed. So q kᵀ and do vᵀ read kᵀ and vᵀ (B, K, H, S), which `turned` writes once, the other
-products read k and v, and the gradients of k and v are gathered turned as well.
+operand transposed. So keys and values come in both forms, as (B, K, S, H) and turned, as (B, K, H, S): the
+forward pass reads kT and v, the backward pass kT, k and vT, and it gathers the gradients of both turned.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ class At:
 
 
 def softmax_rows(plan: Plan, score: Score) -> Callable:
-    """(q, k, v, query, key, lists, shared) → o (B, K, G, T, H), lse (B, K, G, T)."""
+    """(q, kT, v, again, query, key, lists, shared) → o (B, K, G, T, H), lse (B, K, G, T).
+
+    `again` is (k, vT), the same values in the other form; it has no gradient.
+    """
 
     def logits(qk, query, key, seen, shared):
         s = per_head(score, qk, query, key, shared)
         return s if seen is None else jnp.where(seen, s, -jnp.inf)
 
-    def forward(q, k, v, query, key, lists, shared):
+    def forward(q, kT, v, again, query, key, lists, shared):
         lead, length = q.shape[:3], plan.rows * plan.block
         real = accurate(v.dtype)
 
@@ -66,10 +69,10 @@ def softmax_rows(plan: Plan, score: Score) -> Callable:
             return write_queries((o, lse), (row_o, row_lse), at, plan)
 
         done = (jnp.zeros((*lead, length, v.shape[-1]), real), jnp.full((*lead, length), -jnp.inf, real))
-        return each_row(plan, lists, row, done, (q, turned(k), v, query, key))
+        return each_row(plan, lists, row, done, (q, kT, v, query, key))
 
     def backward(saved, cotangents):
-        q, k, v, query, key, lists, shared, o, lse = saved
+        q, kT, v, (k, vT), query, key, lists, shared, o, lse = saved
         do, dlse = cotangents
         real = o.dtype
         delta = jnp.sum(o * do, axis=-1) - dlse
@@ -102,7 +105,6 @@ def softmax_rows(plan: Plan, score: Score) -> Callable:
             dshared = {name: dshared[name] + new for name, new in dshared_row.items()}
             return dq, dkT, dvT, dquery, dkey, dshared
 
-        kT, vT = turned(k), turned(v)
         wanted = (q, kT, vT, floats(query), floats(key), floats(shared))
         done = jax.tree.map(lambda x: jnp.zeros(x.shape, accurate(x.dtype)), wanted)
         done = each_row(plan, lists, row, done, (q, do, kT, k, vT, query, key))
@@ -112,7 +114,7 @@ def softmax_rows(plan: Plan, score: Score) -> Callable:
         dquery, dkey, dshared = (
             {name: d.get(name) for name in x} for d, x in ((dquery, query), (dkey, key), (dshared, shared))
         )
-        return dq, dkT.swapaxes(2, 3), dvT.swapaxes(2, 3), dquery, dkey, None, dshared
+        return dq, dkT, jnp.swapaxes(dvT, 2, 3), None, dquery, dkey, None, dshared
 
     @jax.custom_vjp
     def rows(*inputs):
@@ -128,11 +130,6 @@ def softmax_rows(plan: Plan, score: Score) -> Callable:
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(equation, a, b, preferred_element_type=accurate(a.dtype))
-
-
-def turned(x: jax.Array) -> jax.Array:
-    """(B, K, S, H) → (B, K, H, S), in memory: without the barrier the products would read x itself."""
-    return lax.optimization_barrier(jnp.swapaxes(x, 2, 3))
 
 
 def each_row(plan: Plan, lists: dict[int, jax.Array], row: Callable, done: Any, inputs: Any) -> Any:
