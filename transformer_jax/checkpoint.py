@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Checkpoints:
                 self.manager.reload()
                 self.warn(
                     f"The checkpoint {path} {damage}. It is set aside as {aside.name}; "
-                    "the one before it is used."
+                    + _instead(self.manager.all_steps())
                 )
         return None
 
@@ -118,8 +118,13 @@ def restore_latest(directory: Path, like: Parts, *, warn: Callable[[str], None] 
             try:
                 return _restore(manager, step, like)
             except Damaged as damage:
-                warn(f"The checkpoint {directory / str(step)} {damage}. Using the one before it.")
+                earlier = [other for other in manager.all_steps() if other < step]
+                warn(f"The checkpoint {directory / str(step)} {damage}; {_instead(earlier)}")
     raise BadInput(f"There is no readable checkpoint in {directory}: train the run again.")
+
+
+def _instead(earlier: Sequence[int]) -> str:
+    return f"that of step {max(earlier):,} is tried." if earlier else "there is none before it."
 
 
 class Damaged(Exception):

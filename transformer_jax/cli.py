@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -183,8 +184,11 @@ def run_experiment(options: argparse.Namespace) -> int:
         "name": path.stem,
         "scale": options.scale,
         "doc": doc,
-        "command": f"run {path.stem} --scale {options.scale} "
-        + " ".join(f"--{k} {v}" for k, v in changes.items()),
+        "command": shlex.join(
+            ["transformer-jax", "run", options.experiment, "--scale", options.scale, "--out", str(out)]
+            + ["--data", str(options.data)]
+            + [part for name, value in changes.items() for part in (f"--{name}", value)]
+        ),
     }
     results = sweep.sweep(
         chosen,

@@ -140,7 +140,7 @@ def sweep(
     results = []
     for number, cell in enumerate(cells, start=1):
         began, kept = time.monotonic(), (out / cell.directory / "result.json").is_file()
-        result = _run(cell, out / cell.directory, data)
+        result = _run(cell, out / cell.directory, data, about.get("command"))
         results.append(result)
         seconds[cell] = result.get("seconds", 0.0) if kept else time.monotonic() - began
         left = remaining(cells[number:], seconds)
@@ -298,12 +298,12 @@ def _admit(out: Path, record: Mapping[str, Any]) -> None:
     )
 
 
-def _run(cell: Cell, directory: Path, data: Path) -> dict[str, Any]:
+def _run(cell: Cell, directory: Path, data: Path, command: str | None) -> dict[str, Any]:
     """The cell's result; a failure is recorded in its directory and tried again by the next call."""
     failure = directory / FAILED
     try:
         failure.unlink(missing_ok=True)
-        return loop.train(cell.run, directory, data=data, label=cell.name)
+        return loop.train(cell.run, directory, data=data, label=cell.name, command=command)
     except BadInput:
         raise
     except Exception as error:
