@@ -73,16 +73,18 @@ def test_keeps_the_newest(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "5"]
 
 
-def test_arrays_may_be_donated_once_save_returns(tmp_path):
+def test_arrays_may_be_donated_and_the_record_changed_once_save_returns(tmp_path):
     bump = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     checkpoints = Checkpoints(tmp_path)
-    state = {"model": {"w": jnp.zeros((256, 256))}}
+    state, record = {"model": {"w": jnp.zeros((256, 256))}}, {"window": {"loss": 0}}
     for step in range(4):
-        checkpoints.save(step, state, {})
+        checkpoints.save(step, state, record)
+        record["window"]["loss"] += 1
         state = bump(bump(state))
     checkpoints.wait()
     restored = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state))
     np.testing.assert_array_equal(restored.parts["model"]["w"], 6.0)
+    assert restored.record == {"window": {"loss": 3}}
 
 
 def test_one_flipped_bit_anywhere_is_noticed(written, tmp_path):

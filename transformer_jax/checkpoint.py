@@ -7,6 +7,7 @@ data file would otherwise be restored silently. This is the only file that knows
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,7 +64,8 @@ class Checkpoints:
         """
         flat = {part: leaves(tree) for part, tree in parts.items()}
         arrays = {part: {"sums": checksums(named), "kinds": kinds(named)} for part, named in flat.items()}
-        record = {"arrays": arrays, "record": dict(record)}
+        # As it is now: it is written later, when its owner may have changed it.
+        record = copy.deepcopy({"arrays": arrays, "record": dict(record)})
         record["digest"] = _digest(record)
         items = {part: ocp.args.StandardSave(named) for part, named in flat.items() if named}
         self.manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
