@@ -65,10 +65,10 @@ class Checkpoints:
         flat = {part: leaves(tree) for part, tree in parts.items()}
         arrays = {part: {"sums": checksums(named), "kinds": kinds(named)} for part, named in flat.items()}
         # As it is now: it is written later, when its owner may have changed it.
-        record = copy.deepcopy({"arrays": arrays, "record": dict(record)})
-        record["digest"] = _digest(record)
+        written: dict[str, Any] = copy.deepcopy({"arrays": arrays, "record": dict(record)})
+        written["digest"] = _digest(written)
         items = {part: ocp.args.StandardSave(named) for part, named in flat.items() if named}
-        self.manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(record)))
+        self.manager.save(step, args=ocp.args.Composite(**items, record=ocp.args.JsonSave(written)))
 
     def restore(self, like: Parts) -> Restored | None:
         """The newest checkpoint that verifies, or None where there is none.

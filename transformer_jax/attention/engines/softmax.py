@@ -144,7 +144,7 @@ def in_turn(f: Callable, parts: int, axes: tuple, out_axis: int) -> Callable:
 
     def whole(*inputs):
         leaves, tree = jax.tree.flatten(inputs)
-        at = dict(enumerate(tree.flatten_up_to(axes)))
+        at = jax.tree.leaves(axes)
         cut = {n: split(x, at[n]) for n, x in enumerate(leaves) if at[n] != ALONE}
 
         def part(cut):

@@ -206,7 +206,7 @@ def read(x: jax.Array, at: At, axis: int) -> jax.Array:
     def take(cut, blocks):
         return jnp.take(cut, jnp.maximum(blocks, 0), axis=axis - x.ndim - 1, mode="clip")
 
-    taken = over_lists(take, at.where, x.ndim)(in_blocks(x, at, axis), at.where)
+    taken = over_lists(take, at.where, x.ndim)(in_blocks(x, at.group.block, axis), at.where)
     return taken.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
 
 
@@ -223,12 +223,12 @@ def add_keys(x: jax.Array, new: jax.Array, at: At, axis: int | None = None) -> j
         there = (..., jnp.maximum(blocks, 0), *[slice(None)] * (x.ndim - axis))
         return cut.at[there].add(new)
 
-    cut, new = in_blocks(x, at, axis), in_blocks(new, at, axis)
+    cut, new = in_blocks(x, at.group.block, axis), in_blocks(new, at.group.block, axis)
     return over_lists(add, at.where, x.ndim)(cut, at.where, new).reshape(x.shape)
 
 
-def in_blocks(x: jax.Array, at: At, axis: int) -> jax.Array:
-    return x.reshape(*x.shape[:axis], -1, at.group.block, *x.shape[axis + 1 :])
+def in_blocks(x: jax.Array, block: int, axis: int) -> jax.Array:
+    return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
 
 
 def over_lists(f: Callable, blocks: jax.Array, rank: int) -> Callable:
