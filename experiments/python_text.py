@@ -6,12 +6,14 @@ trained on, beside what counting bytes and what gzip and lzma reach.
 Claim: none is published. The question is what a mechanism costs in quality when all else is equal.
 
 Cost:
-  smoke   a model of 2 layers, contexts of 256 bytes: minutes on 2 CPU cores
+  smoke   a model of 2 layers, contexts of 256 bytes; 21 runs, of which one of `full` takes 1 minute on
+          2 CPU cores
   single  6 layers of width 512, contexts of 1,024 bytes: under an hour on one accelerator
   paper   12 layers of width 768, contexts of 2,048 bytes, the size at which papers begin to report
           language models; the text has 10 MB, so this goes over it many times
 
-Expect: all below the bigram baseline within minutes; differences between mechanisms are small here
+Expect: at smoke `full` with one seed measured 2.95 bits per byte on the test files (Python 3.11), below
+the bigram baseline of 3.53; differences between mechanisms are small here
 and grow with the context. Scores hold within one version of Python, whose library is the text.
 """
 
