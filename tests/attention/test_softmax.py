@@ -10,6 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.attention.engines import softmax
 from transformer_jax.attention.engines.softmax import attend, merge, sink
 from transformer_jax.attention.engines.softmax_plan import Blocks, Plan, band
 from transformer_jax.errors import BadInput
@@ -160,6 +161,16 @@ def test_bias_and_sinks_have_gradients():
         return dense(q, k, v, True, bias, sinks)
 
     same(engine, formula, q, k, v, decay, slopes, sinks)
+
+
+def test_parts_in_turn_change_nothing(monkeypatch):
+    """Every sequence and every key-value head by itself, as large tiles of scores are computed."""
+    monkeypatch.setattr(softmax, "sequential_parts", lambda count, tile: count)
+    test_bands_equal_the_formula(41, 41, 2, 9, 9)
+    test_traced_blocks_equal_the_formula((BATCH, 2))
+    test_bias_and_sinks_have_gradients()
+    monkeypatch.setattr(softmax, "sequential_parts", lambda count, tile: count // 2)  # two in each part
+    test_bands_equal_the_formula(41, 41, 4, 9, 9)
 
 
 def test_parts_merge():
