@@ -123,19 +123,32 @@ def test_traced_blocks_equal_the_formula(shape):
     hit = (lists[..., None] == np.arange(4)).any(-2)[..., query_block, :]  # (…, T, blocks)
     seen = np.repeat(hit, block, axis=-1)[..., :keys]
     seen = np.repeat(seen, HEADS // 2, axis=1) if shape else seen[None, None]
+    seen = seen & (np.arange(keys) % 3 > 0)
+    # What the score reads of keys may belong to the place, to the token or to the head.
+    biases = draw(7, keys), draw(8, BATCH, keys), draw(9, BATCH, keys, 2)
 
-    def engine(q, k, v, lists):
+    def engine(q, k, v, biases, lists):
+        def score(qk, query, key, shared):
+            bias = key["place"] + key["token"] + key["head"]
+            return jnp.where(key["i"][None] % 3 > 0, qk + bias[None], -jnp.inf)
+
         group = Blocks(rows=np.arange(rows), lists=lists, block=block)
         plan = Plan(queries=33, keys=keys, block=7, groups=[group])
-        return attend(q, k, v, plan, products)[0]
+        key = dict(zip(("place", "token", "head"), biases, strict=True)) | {"i": jnp.arange(keys)}
+        return attend(q, k, v, plan, score, key=key)[0]
+
+    def formula(q, k, v, biases):
+        place, token, head = biases
+        bias = (place[None] + token)[:, None] + jnp.repeat(jnp.moveaxis(head, 2, 1), HEADS // 2, axis=1)
+        return dense(q, k, v, seen, bias[:, :, None])
+
+    def graded(f):
+        return jax.jit(jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1, 2, 3)))
 
     # The lists are arguments of the compiled function: nothing is known of them when it is compiled.
-    traced = jax.jit(jax.value_and_grad(lambda q, k, v, at: jnp.sum(jnp.sin(engine(q, k, v, at))), (0, 1, 2)))
-    value, gradient = traced(*qkv(33, keys, 2), jnp.asarray(lists))
-    formula = jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(jnp.sin(dense(q, k, v, seen))), (0, 1, 2)))
-    for a, b in zip(
-        jax.tree.leaves((value, gradient)), jax.tree.leaves(formula(*qkv(33, keys, 2))), strict=True
-    ):
+    found = graded(engine)(*qkv(33, keys, 2), biases, jnp.asarray(lists))
+    wanted = graded(formula)(*qkv(33, keys, 2), biases)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 

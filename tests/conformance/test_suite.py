@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from transformer_jax.attention.contract import Capability
 from transformer_jax.attention.heads import HeadMixer
 from transformer_jax.conformance import CHECKS, prove, training
-from transformer_jax.conformance.subject import Subject
+from transformer_jax.conformance.subject import Subject, agree
 
 
 class Dense(HeadMixer):
@@ -92,6 +93,14 @@ BROKEN = {
 def test_a_broken_mechanism_fails_its_check(mixer):
     result = prove(Subject(mixer, causal=True), BROKEN[mixer])
     assert result.outcome == "failed" and result.detail, result
+
+
+def test_rounding_where_a_part_is_zero_is_not_an_error_and_a_small_error_is():
+    whole = {"k": np.zeros(3), "v": np.full(3, 1.0)}
+    agree({"k": np.full(3, 1e-13), "v": whole["v"]}, whole, within=1e-8, what="gradient ")
+    for part, error in (("k", 1e-11), ("v", 1e-7)):
+        with pytest.raises(AssertionError, match="exceeds"):
+            agree(whole | {part: whole[part] + error}, whole, within=1e-8, what="gradient ")
 
 
 @pytest.mark.parametrize("name", [name for name in CHECKS if CHECKS[name].__module__ != training.__name__])

@@ -8,12 +8,12 @@ import numpy as np
 
 from transformer_jax.attention.contract import Layout
 from transformer_jax.conformance.meaning import EXACT
-from transformer_jax.conformance.subject import Subject, agree, call, inputs, part, run
+from transformer_jax.conformance.subject import Subject, agree, call, inputs, jit, part, run
 
 
 def future_does_not_leak(subject: Subject) -> None:
     """Causal: changing a token changes nothing before it, and something at it. Bidirectional: it also
-    changes what came just before."""
+    changes something before it."""
     mixer = subject.build()
     x = inputs(1, 33)
     y, _ = run(mixer, x)
@@ -24,9 +24,7 @@ def future_does_not_leak(subject: Subject) -> None:
         if subject.causal:
             assert change[:at].max() < 1e-12, f"a change at {at} leaks into the past: {change[:at].max():.1e}"
         else:
-            assert change[at - 1] > 1e-9, (
-                f"token {at - 1} does not see token {at}, yet claims both directions"
-            )
+            assert change[:at].max() > 1e-9, f"no token before {at} sees it, yet it claims both directions"
 
 
 def splitting_changes_nothing(subject: Subject) -> None:
@@ -62,7 +60,7 @@ def padding_changes_nothing(subject: Subject) -> None:
         y, _ = mixer(x, layout)
         return jnp.sum(jnp.where(layout.valid[..., None], jnp.sin(y), 0))
 
-    gradient = np.asarray(jax.jit(jax.grad(valid_total))(x))
+    gradient = np.asarray(jit(jax.grad(valid_total))(x))
     assert np.isfinite(gradient).all(), "the gradient of a padded batch is not finite"
     assert not gradient[~np.asarray(layout.valid)].any(), "padding receives a gradient"
     if not subject.causal or not mixer.capability.defined("decoding"):
@@ -96,7 +94,7 @@ def packing_changes_nothing(subject: Subject) -> None:
     def first_total(x):
         return jnp.sum(mixer(x, layout)[0][:, : sizes[0]])
 
-    gradient = np.asarray(jax.jit(jax.grad(first_total))(x))
+    gradient = np.asarray(jit(jax.grad(first_total))(x))
     assert np.abs(gradient[:, sizes[0] :]).max() < 1e-12, "a gradient crosses documents"
     if not subject.causal or not mixer.capability.defined("decoding"):
         return

@@ -12,15 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry, Layout, Mixer
-from transformer_jax.attention.heads import HeadMixer
+from transformer_jax.attention.core import CoreMixer
 from transformer_jax.measure.program import compiled, compiled_temporaries
 from transformer_jax.model.config import Mechanism, Transformer
 from transformer_jax.model.transformer import Model
+from transformer_jax.train import step
+from transformer_jax.train.config import Train
+from transformer_jax.train.devices import placement
+from transformer_jax.train.state import dismantle, initial
 
 JAX_NN, TORCH = "jax.nn", "torch"
 """The two references: jax.nn.dot_product_attention and torch's scaled_dot_product_attention."""
@@ -112,12 +115,12 @@ def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Progra
     )
     graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
     part, streams = "mixer", x
-    if isinstance(mixer, HeadMixer):
+    if isinstance(mixer, CoreMixer):
         part, streams = "core", jax.jit(lambda x: mixer.streams(x, layout)[0])(x)
 
     def core(learned: nnx.State, streams: Any) -> jax.Array:
         here: Mixer = nnx.merge(graph, learned, rest)
-        if isinstance(here, HeadMixer):
+        if isinstance(here, CoreMixer):
             return here.core(streams, layout, None)[0]
         return here(streams, layout)[0]
 
@@ -188,7 +191,7 @@ def torch_core(geometry: Geometry, batch: int, device: str) -> Program:
 
 
 def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) -> Program:
-    """A training step of a causal byte model on tokens (B, T + 1), with AdamW."""
+    """A step of the project's own training, of a causal byte model on tokens (B, T + 1), with AdamW."""
     model = Model(
         config,
         vocabulary=vocabulary,
@@ -198,26 +201,23 @@ def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) ->
         length=tokens.shape[1] - 1,
         rngs=nnx.Rngs(0),
     )
-    graph, learned, rest = nnx.split(model, nnx.Param, ...)
-    optimizer = optax.adamw(1e-3)
-
-    def loss(learned, tokens):
-        logits, _ = nnx.merge(graph, learned, rest)(tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
-
-    def step(learned, moments, tokens):
-        value, gradient = jax.value_and_grad(loss)(learned, tokens)
-        updates, moments = optimizer.update(gradient, moments, learned)
-        return optax.apply_updates(learned, updates), moments, value
-
-    trained = [learned, optimizer.init(learned)]
-    program = compiled(jax.jit(step, donate_argnums=(0, 1)), *trained, tokens)
+    skeleton, params, rest = dismantle(model)
+    recipe = Train(steps=1, batch=len(tokens), weight_decay=1e-4, schedule="constant", clip=None)
+    placed = placement()
+    program = step.program(skeleton, recipe, placed.everywhere)
+    state = initial(params, rest, program.rule, seed=0, peak=1e-3)
+    weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
+    stack = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:], "weights": weights[None]}
+    trained, one = jax.device_put(state, placed.everywhere), np.int32(1)
+    stack = jax.device_put(stack, placed.stacked)
+    steps = compiled(program.steps, trained, stack, one)
 
     def run():
-        trained[0], trained[1], value = program(*trained, tokens)
-        return value.block_until_ready()
+        nonlocal trained
+        trained, sums = steps(trained, stack, one)
+        return sums["loss"].block_until_ready()
 
-    temporaries = {"step": compiled_temporaries(program)}
+    temporaries = {"step": compiled_temporaries(steps)}
     skipped = too_large(temporaries)
     return Program(
         name=label(*config.mixers),
@@ -243,5 +243,5 @@ def torch_training_step(config: Transformer, *, vocabulary: int, tokens: jax.Arr
     ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
     inputs = torch.tensor(np.asarray(tokens)).long().to(device)
-    step = partial(torch_model.training_step, model, optimizer, inputs)
-    return Program(name=TORCH, part="model", run={"step": step}, temporaries={})
+    one = partial(torch_model.training_step, model, optimizer, inputs)
+    return Program(name=TORCH, part="model", run={"step": one}, temporaries={})

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.attention.contract import Layout
+from transformer_jax.attention.core import Streams
 from transformer_jax.attention.engines import forms
 from transformer_jax.attention.engines.forms import Recurrence
-from transformer_jax.attention.heads import HeadMixer, Streams
+from transformer_jax.attention.heads import HeadMixer
 
 
 class RecurrenceMixer(HeadMixer):

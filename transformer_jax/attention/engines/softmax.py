@@ -20,13 +20,24 @@ the token, (B, T, N, …) to a head. Keys may have fewer heads K; query head n r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from transformer_jax.attention.engines.in_turn import ALONE, Cut, in_turn, sequential_parts
 from transformer_jax.attention.engines.softmax_plan import Blocks, Plan
-from transformer_jax.attention.engines.softmax_rows import Score, Streams, softmax_rows
+from transformer_jax.attention.engines.softmax_rows import (
+    Inputs,
+    Score,
+    Streams,
+    accurate,
+    backward,
+    floats,
+    forward,
+)
 
 
 def attend(
@@ -55,33 +66,91 @@ def attend(
       o (B, T, N, H) and lse (B, T, N), in float32 or wider. A query that sees nothing has o = 0 and
       lse = −inf, and gives no gradient.
     """
-    batch, kv_heads, groups = q.shape[0], k.shape[2], q.shape[2] // k.shape[2]
-    more_queries, more_keys = plan.rows * plan.block - plan.queries, plan.missing_keys
-    k, v = heads_first(k, more_keys), heads_first(v, more_keys)
-    inputs = (
-        grouped(heads_first(q, more_queries), kv_heads),
-        turned(k),
-        v,
-        lax.stop_gradient((k, turned(v))),
-        {name: grouped(heads_first(x, more_queries), kv_heads) for name, x in (query or {}).items()},
-        {name: heads_first(x, more_keys) for name, x in (key or {}).items()},
-        {n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)},
+    x = Inputs(
+        q=q,
+        k=k,
+        v=v,
+        query=dict(query or {}),
+        key=dict(key or {}),
+        lists={
+            n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)
+        },
+        shared=dict(shared or {}),
     )
-    shared = {
-        name: x.reshape(kv_heads, groups, *x.shape[1:]) if x.ndim else x for name, x in (shared or {}).items()
-    }
-    tile = groups * plan.block * max((g.length for g in plan.groups), default=1)
-    rows = softmax_rows(plan, score)
-    heads_at = jax.tree.map(lambda x: 1 if x.ndim > 2 else ALONE, inputs)
-    heads_at = (*heads_at, jax.tree.map(lambda x: 0 if x.ndim else ALONE, shared))
-    rows = in_turn(rows, sequential_parts(kv_heads, tile), heads_at, 1)
-    batch_at = jax.tree.map(lambda x: 0 if x.ndim > 1 else ALONE, inputs)
-    batch_at = (*batch_at, jax.tree.map(lambda x: ALONE, shared))
-    rows = in_turn(rows, sequential_parts(batch, kv_heads * tile), batch_at, 0)
-    o, lse = rows(*inputs, shared)
-    o = jnp.moveaxis(o.reshape(batch, kv_heads * groups, *o.shape[3:]), 1, 2)
-    lse = jnp.moveaxis(lse.reshape(batch, kv_heads * groups, -1), 1, 2)
-    return o[:, : plan.queries], lse[:, : plan.queries]
+    return attend_in_parts(plan, score)(x)
+
+
+def attend_in_parts(plan: Plan, score: Score) -> Callable:
+    """x → (o, lse), and the gradients of them, for some sequences and heads after others."""
+
+    def in_parts(f: Callable, x: Inputs, heads: tuple, batch: tuple, out: Any) -> Callable:
+        """`f` in parts; `heads` and `batch` are the axes in what it takes and in what it returns."""
+        batch_size, kv_heads = x.k.shape[0], x.k.shape[2]
+        widest = max((g.length for g in plan.groups), default=1)
+        tile = x.q.shape[2] // kv_heads * plan.block * widest
+        cuts = (
+            Cut(kv_heads, sequential_parts(kv_heads, tile), *heads),
+            Cut(batch_size, sequential_parts(batch_size, kv_heads * tile), *batch),
+        )
+        return in_turn(f, cuts, out)
+
+    @jax.custom_vjp
+    def rows(x):
+        f = partial(forward, plan, score)
+        real = accurate(x.v.dtype)
+        o = jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), real)
+        out = o, jax.ShapeDtypeStruct(o.shape[:3], real)
+        heads, batch = input_axes(x)
+        return in_parts(f, x, ((heads, 1), (2, 2)), ((batch, 0), (0, 0)), out)(x, turned(x.k))
+
+    def rows_forward(x):
+        o, lse = rows(x)
+        return (o, lse), (x, o, lse)
+
+    def rows_backward(saved, cotangents):
+        x, o, lse = saved
+        inputs = x, turned(x.k), turned(x.v), o, lse, *cotangents
+        streams = floats(x.query), floats(x.key), floats(x.shared)
+        wanted = x.q, inputs[1], inputs[2], *streams
+        exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, accurate(x.dtype)), wanted)
+        (heads, batch), (heads_out, batch_out) = input_axes(x), stream_axes(*streams)
+        heads = (heads, 1, 1, 2, 2, 2, 2), (2, 1, 1, *heads_out)
+        batch = (batch, 0, 0, 0, 0, 0, 0), (0, 0, 0, *batch_out)
+        found = in_parts(partial(backward, plan, score), x, heads, batch, exact)(*inputs)
+        dq, dkT, dvT, *found = jax.tree.map(lambda d, x: d.astype(x.dtype), found, wanted)
+        dk, dv = jnp.moveaxis(dkT, 3, 1), jnp.moveaxis(dvT, 3, 1)
+        # What is not differentiable has the gradient None.
+        both = zip((x.query, x.key, x.shared), found, strict=True)
+        dquery, dkey, dshared = ({name: d.get(name) for name in x} for x, d in both)
+        return (Inputs(dq, dk, dv, dquery, dkey, dict.fromkeys(x.lists), dshared),)
+
+    rows.defvjp(rows_forward, rows_backward)
+    return rows
+
+
+def turned(x: jax.Array) -> jax.Array:
+    """(B, S, K, H) → (B, K, H, S), in memory: without the barrier the products would read x itself."""
+    return lax.optimization_barrier(jnp.moveaxis(x, 1, 3))
+
+
+def input_axes(x: Inputs) -> tuple[tuple, tuple]:
+    """Where each of x has its heads, and where its batch."""
+    heads, batch = stream_axes(x.query, x.key, x.shared)
+    return (
+        (2, 2, 2, *heads[:2], where(x.lists, 1, from_rank=4), heads[2]),
+        (0, 0, 0, *batch[:2], where(x.lists, 0, from_rank=4), batch[2]),
+    )
+
+
+def stream_axes(query: Streams, key: Streams, shared: Streams) -> tuple[tuple, tuple]:
+    return (
+        (where(query, 2, from_rank=3), where(key, 2, from_rank=3), where(shared, 0, from_rank=1)),
+        (where(query, 0, from_rank=2), where(key, 0, from_rank=2), where(shared, ALONE, from_rank=0)),
+    )
+
+
+def where(streams: Any, axis: int, *, from_rank: int) -> Any:
+    return jax.tree.map(lambda x: axis if x.ndim >= from_rank else ALONE, streams)
 
 
 def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
@@ -100,64 +169,5 @@ def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.
 
 
 def sink(o: jax.Array, lse: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lets an extra logit per head (N,) take part in the softmax, with the value 0."""
+    """Lets an extra logit per head, (N,) or (B, T, N), take part in the softmax, with the value 0."""
     return merge([(o, lse), (jnp.zeros_like(o), jnp.broadcast_to(logits.astype(lse.dtype), lse.shape))])
-
-
-# Layout: heads lead, (B, K, S, …) for keys and (B, K, G, T, …) for queries with G = N/K.
-
-
-def heads_first(x: jax.Array, padding: int) -> jax.Array:
-    """(B, T, N, …) → (B, N, T + padding, …); streams without heads are only padded."""
-    tokens = min(x.ndim - 1, 1)
-    x = jnp.pad(x, [(0, padding if axis == tokens else 0) for axis in range(x.ndim)]) if padding else x
-    return jnp.moveaxis(x, 2, 1) if x.ndim > 2 else x
-
-
-def grouped(x: jax.Array, kv_heads: int) -> jax.Array:
-    """(B, N, …) → (B, K, G, …)."""
-    return x.reshape(x.shape[0], kv_heads, -1, *x.shape[2:]) if x.ndim > 2 else x
-
-
-def turned(x: jax.Array) -> jax.Array:
-    """(B, K, S, H) → (B, K, H, S), in memory: without the barrier the products would read x itself."""
-    return lax.optimization_barrier(jnp.swapaxes(x, 2, 3))
-
-
-def sequential_parts(count: int, tile: int) -> int:
-    """Into how many equal parts `count` tiles of scores are cut, to compute one part after the other.
-
-    Scores that fit the cache of a CPU are worth more than many at once; elsewhere only memory counts.
-    """
-    room = 2**19 if jax.default_backend() == "cpu" else 2**27
-    together = max((n for n in range(1, count + 1) if count % n == 0 and n * tile <= room), default=1)
-    return count // together
-
-
-ALONE = -1
-
-
-def in_turn(f: Callable, parts: int, axes: tuple, out_axis: int) -> Callable:
-    """f over `parts` parts of an axis one after the other; `axes` says where each leaf has it, or ALONE."""
-    if parts == 1:
-        return f
-
-    def whole(*inputs):
-        leaves, tree = jax.tree.flatten(inputs)
-        at = jax.tree.leaves(axes)
-        cut = {n: split(x, at[n]) for n, x in enumerate(leaves) if at[n] != ALONE}
-
-        def part(cut):
-            return f(*jax.tree.unflatten(tree, [cut.get(n, x) for n, x in enumerate(leaves)]))
-
-        return jax.tree.map(join, lax.map(part, cut))
-
-    def split(x, axis):
-        # Part p has the elements p, p + parts, …: on a mesh that shards the axis, a part is spread over it.
-        return jnp.moveaxis(x.reshape(*x.shape[:axis], -1, parts, *x.shape[axis + 1 :]), axis + 1, 0)
-
-    def join(x):
-        x = jnp.moveaxis(x, 0, out_axis + 1)
-        return x.reshape(*x.shape[:out_axis], -1, *x.shape[out_axis + 2 :])
-
-    return whole

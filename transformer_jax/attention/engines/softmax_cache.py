@@ -7,7 +7,7 @@ latest token. Rows advance by their own lengths and padding never lands.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -45,21 +45,26 @@ def segments(layout: Layout, state: State) -> jax.Array:
     return jnp.broadcast_to(state["last"][:, None], layout.positions.shape)
 
 
-def store(state: State, k: jax.Array, v: jax.Array, layout: Layout, *, ring: bool = False) -> State:
-    """Writes the valid ones of T new keys and values (B, T, K, H).
+def stands(layout: Layout, state: State) -> Streams:
+    """Where each of T new tokens stands: its index in the row and its segment, (B, T)."""
+    return {"index": places(state, layout.positions.shape[1]), "segment": segments(layout, state)}
+
+
+def store(state: State, new: Streams, layout: Layout, *, ring: bool = False) -> State:
+    """Writes the valid ones of T new keys and values (B, T, K, H), and of what else is known of keys.
 
     A cache that is full drops what does not fit: whoever generates checks that the model's length
     suffices. A ring overwrites its oldest.
     """
-    length, slots = k.shape[1], state["segment"].shape[1]
+    length, slots = layout.positions.shape[1], state["segment"].shape[1]
     valid = jnp.full_like(state["count"], length)
     if layout.lengths is not None:
         valid = layout.lengths.astype(valid.dtype)
-    new = jnp.arange(length)[None]
+    place = jnp.arange(length)[None]
     slot = places(state, length)
-    kept = new < valid[:, None]
+    kept = place < valid[:, None]
     if ring:
-        kept &= new >= valid[:, None] - slots  # of tokens for one slot only the last
+        kept &= place >= valid[:, None] - slots  # of tokens for one slot only the last
         slot = slot % slots
     slot = jnp.where(kept, slot, slots)
 
@@ -69,8 +74,7 @@ def store(state: State, k: jax.Array, v: jax.Array, layout: Layout, *, ring: boo
 
     segment = segments(layout, state)
     return {
-        "k": put(state["k"], jnp.moveaxis(k, 1, -1)),
-        "v": put(state["v"], jnp.moveaxis(v, 1, -1)),
+        **{name: put(state[name], jnp.moveaxis(x, 1, -1)) for name, x in new.items()},
         "segment": put(state["segment"], segment),
         "count": state["count"] + valid,
         "last": layout.last_segment(state["last"]).astype(jnp.int32),
@@ -85,31 +89,35 @@ def attend_cache(
     *,
     piece: int = PIECE,
     needed: Callable[[jax.Array], jax.Array] | None = None,
+    read: Iterable[str] = (),
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of T new queries to a cache: (o, lse) as `softmax.attend` gives them.
 
     Pieces of the cache follow one another and merge; those after every row's last token, or not
-    `needed` (first slot → whether), are skipped. The score finds the key streams segment and index.
+    `needed` (first slot → whether), are skipped. The score finds the key streams segment and index, and
+    those named in `read`. A cache without v has its keys as values.
     """
     slots = state["segment"].shape[1]
     filled = jnp.max(state["count"])
     batch, length, heads, _ = q.shape
-    real = jnp.promote_types(jnp.float32, state["v"].dtype)
+    values = "v" if "v" in state else "k"
+    real = jnp.promote_types(jnp.float32, state[values].dtype)
     done = (
-        jnp.zeros((batch, length, heads, state["v"].shape[2]), real),
+        jnp.zeros((batch, length, heads, state[values].shape[2]), real),
         jnp.full((batch, length, heads), -jnp.inf, real),
     )
 
     def look(done, first, size):
-        def read(name):
+        def slots_of(name):
             x = state[name]
             x = lax.dynamic_slice_in_dim(x, first, size, x.ndim - 1)
             return jnp.moveaxis(x, -1, 1) if x.ndim > 2 else x
 
         def attended():
-            key = {"segment": read("segment"), "index": first + jnp.arange(size)}
-            plan = band(length, size)
-            return merge([done, attend(q, read("k"), read("v"), plan, score, query=query, key=key)])
+            key = {name: slots_of(name) for name in ("segment", *read)}
+            key["index"] = first + jnp.arange(size)
+            k, v = slots_of("k"), slots_of(values)
+            return merge([done, attend(q, k, v, band(length, size), score, query=query, key=key)])
 
         wanted = first < filled
         if needed is not None:

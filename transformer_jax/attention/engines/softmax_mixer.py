@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.attention.contract import Layout, State
+from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines import softmax_cache
 from transformer_jax.attention.engines.softmax import Streams, attend, merge
 from transformer_jax.attention.engines.softmax_plan import Plan
@@ -17,10 +23,14 @@ class SoftmaxMixer(HeadMixer):
 
     A variant gives `plan`, the blocks that are computed, and `sees`, the rule within them. Here the
     rule depends on the distance i − j alone, which is what lets new tokens attend to each other and
-    to the state apart, and merge.
+    to the state apart, and merge. What else it does to a score is its `logit`, and to a result, `normalized`.
     """
 
     family = "softmax"
+    query_streams: ClassVar[tuple[str, ...]] = ()
+    key_streams: ClassVar[tuple[str, ...]] = ()
+    """Streams (B, T, heads) that `logit` reads of queries and of keys. A cache keeps those of keys; a ring
+    does not know either."""
 
     def sees(self, i: jax.Array, j: jax.Array) -> jax.Array | None:
         """Does the query at i see the key at j? Broadcasts; None where every query sees every key."""
@@ -29,35 +39,76 @@ class SoftmaxMixer(HeadMixer):
     def plan(self, queries: int, keys: int) -> Plan:
         raise NotImplementedError
 
-    def score(self, qk: jax.Array, query: Streams, key: Streams, shared: Streams) -> jax.Array:
-        """q kᵀ / √H, and −inf where index or segment hide the key (`softmax.Score`)."""
-        s = qk * self.geometry.head_size**-0.5
+    def score(
+        self, qk: jax.Array, query: Streams, key: Streams, shared: Streams, sees: Callable | None = None
+    ) -> jax.Array:
+        """The logit of q kᵀ / √H; −inf where the rule `sees` or a segment hide the key (`softmax.Score`)."""
+        s = self.logit(qk * self.scale, query, key)
         if "index" in query:
-            seen = self.sees(query["index"][:, None], key["index"][None])
+            seen = (sees or self.sees)(query["index"][:, None], key["index"][None])
             s = s if seen is None else jnp.where(seen, s, -jnp.inf)
         if "segment" in query:
             s = jnp.where(query["segment"][:, None] == key["segment"][None], s, -jnp.inf)
         return s
 
-    def core(self, streams, layout, state):
-        q, k, v = streams["q"], streams["k"], streams["v"]
-        if state is None:
-            return self.among(q, k, v, layout)[0], {}
-        return self.continued(q, k, v, layout, state)
+    @property
+    def scale(self) -> float:
+        """What q kᵀ is multiplied by."""
+        return self.geometry.head_size**-0.5
 
-    def among(self, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
-        """Attention of the tokens to each other, or in cross-attention to a context: (o, lse)."""
-        queries, keys = q.shape[1], k.shape[1]
-        query, key = {"index": jnp.arange(queries)}, {"index": jnp.arange(keys)}
+    def logit(self, s: jax.Array, query: Streams, key: Streams) -> jax.Array:
+        """What the softmax is taken of, from the scaled products s (t, s) of a head; here they themselves."""
+        return s
+
+    def normalized(self, o: jax.Array, lse: jax.Array, streams: Streams) -> jax.Array:
+        """The result, from that of the softmax over keys and the log of its denominator."""
+        return o
+
+    def core(self, streams, layout, state):
+        if state is None:
+            return self.normalized(*self.among(streams, layout), streams), {}
+        (o, lse), state = self.continued(streams, layout, state)
+        return self.normalized(o, lse, streams), state
+
+    def read_by_score(self, streams: Streams) -> tuple[Streams, Streams]:
+        """What `logit` reads of queries, with a head of its own for each, and of keys."""
+        heads = streams["q"].shape[2]
+        query = {name: repeat_heads(streams[name], heads) for name in self.query_streams}
+        return query, {name: streams[name] for name in self.key_streams}
+
+    def among(
+        self,
+        streams: Streams,
+        layout: Layout,
+        *,
+        plan: Plan | None = None,
+        sees: Callable | None = None,
+        places: np.ndarray | None = None,
+        step: int = 1,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Attention of the tokens to each other, or in cross-attention to a context: (o, lse).
+
+        A pattern of several parts gives for each its `plan`, the rule that it `sees`, which keys, by their
+        `places`, take part at all, and how many tokens lie from one to the next (`step`).
+        """
+        q, k, v = streams["q"], streams["k"], streams["v"]
+        query, key = self.read_by_score(streams)
+        query |= {"index": step * jnp.arange(q.shape[1])}
+        key |= {"index": step * jnp.arange(k.shape[1]), "k": k, "v": v}
         if layout.segments is not None or layout.lengths is not None:
             segment = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
             query["segment"] = segment
             key["segment"] = segment if layout.valid is None else jnp.where(layout.valid, segment, -1)
-        return attend(q, k, v, self.plan(queries, keys), self.score, query=query, key=key)
+        if places is not None:
+            key = {name: jnp.take(x, places, axis=min(x.ndim - 1, 1)) for name, x in key.items()}
+        k, v = key.pop("k"), key.pop("v")
+        plan = plan or self.plan(q.shape[1], k.shape[1])
+        score = partial(self.score, sees=sees) if sees else self.score
+        return attend(q, k, v, plan, score, query=query, key=key)
 
     def continued(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout, state: State
-    ) -> tuple[jax.Array, State]:
+        self, streams: Streams, layout: Layout, state: State
+    ) -> tuple[tuple[jax.Array, jax.Array], State]:
         """Attention of new tokens to each other and to the state, and the state with them in it."""
         raise NotImplementedError
 
@@ -74,20 +125,21 @@ class CachedMixer(SoftmaxMixer):
 
     state = "T"
 
-    def score(self, qk, query, key, shared):
-        s = super().score(qk, query, key, shared)
+    def score(self, qk, query, key, shared, sees=None):
+        s = super().score(qk, query, key, shared, sees)
         if "before" in query:  # of the cache only what was there before the new tokens
             s = jnp.where(key["index"][None] < query["before"][:, None], s, -jnp.inf)
         return s
 
-    def continued(self, q, k, v, layout, state):
+    def continued(self, streams, layout, state):
         # Stored first and read afterwards, the cache is updated in place; read first, it would be copied.
         before = jnp.broadcast_to(state["count"][:, None], layout.positions.shape)
-        query = {"segment": softmax_cache.segments(layout, state), "before": before}
+        query, key = self.read_by_score(streams)
+        query |= softmax_cache.stands(layout, state) | {"before": before}
         earlier = lambda first: first < jnp.max(before)
-        state = softmax_cache.store(state, k, v, layout)
-        cached = softmax_cache.attend_cache(q, query, state, self.score, needed=earlier)
-        return merge([cached, self.among(q, k, v, layout)])[0], state
+        state = softmax_cache.store(state, {"k": streams["k"], "v": streams["v"]} | key, layout)
+        cached = softmax_cache.attend_cache(streams["q"], query, state, self.score, needed=earlier, read=key)
+        return merge([cached, self.among(streams, layout)]), state
 
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
@@ -95,21 +147,37 @@ class CachedMixer(SoftmaxMixer):
         return softmax_cache.empty(batch, g.kv_heads, g.head_size, g.length, g.dtype)
 
 
+class StoredMixer(CachedMixer):
+    """A cache for rules that depend on places: tokens are stored, then ask the cache.
+
+    Decoding reads every key, those that the pattern leaves out as well.
+    """
+
+    def continued(self, streams, layout, state):
+        query, key = self.read_by_score(streams)
+        query |= softmax_cache.stands(layout, state)
+        state = softmax_cache.store(state, {"k": streams["k"], "v": streams["v"]} | key, layout)
+        return softmax_cache.attend_cache(streams["q"], query, state, self.score, read=key), state
+
+
 class RingMixer(SoftmaxMixer):
     """Keeps the last `window` keys in a ring."""
 
     window: int
 
-    def continued(self, q, k, v, layout, state):
-        query = {
-            "index": softmax_cache.places(state, q.shape[1]),
-            "segment": softmax_cache.segments(layout, state),
-        }
-        before = softmax_cache.attend_ring(q, query, state, self.score)
-        o, _ = merge([before, self.among(q, k, v, layout)])
-        return o, softmax_cache.store(state, k, v, layout, ring=True)
+    @property
+    def slots(self) -> int:
+        """Of the ring: how far back a token may see, itself included."""
+        return self.window
+
+    def continued(self, streams, layout, state):
+        before = softmax_cache.attend_ring(
+            streams["q"], softmax_cache.stands(layout, state), state, self.score
+        )
+        o = merge([before, self.among(streams, layout)])
+        return o, softmax_cache.store(state, {"k": streams["k"], "v": streams["v"]}, layout, ring=True)
 
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
         g = self.geometry
-        return softmax_cache.empty(batch, g.kv_heads, g.head_size, self.window, g.dtype)
+        return softmax_cache.empty(batch, g.kv_heads, g.head_size, self.slots, g.dtype)

@@ -1,6 +1,6 @@
 """The rows of a plan one after the other, forward and backward: the inside of `softmax.attend`.
 
-Here queries are (B, K, G, T, …) and keys (B, K, S, …); a stream of rank 1 is (T,), of rank 2 (B, T).
+In a row queries are (B, K, G, T, …) and keys (B, K, S, …); a stream of rank 1 is (T,), of rank 2 (B, T).
 
 On CPUs a matrix product whose operands lie as (m, c)·(c, n) runs up to three times as fast as one with an
 operand transposed. So keys and values come in both forms, as (B, K, S, H) and turned, as (B, K, H, S): the
@@ -10,14 +10,27 @@ forward pass reads kT and v, the backward pass kT, k and vT, and it gathers the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from transformer_jax.attention.engines.softmax_plan import Blocks, Plan, Span
+from transformer_jax.attention.engines.softmax_tokens import (
+    At,
+    add_keys,
+    add_turned,
+    grouped,
+    present,
+    read_keys,
+    read_queries,
+    read_turned,
+    tokens,
+    whole_blocks,
+    whole_rows,
+    write_queries,
+)
 
 Streams = dict[str, jax.Array]
 Score = Callable[[jax.Array, Streams, Streams, Streams], jax.Array]
@@ -29,103 +42,98 @@ def accurate(dtype) -> jnp.dtype:
     return jnp.promote_types(jnp.float32, dtype)
 
 
-@dataclass(frozen=True)
-class At:
-    """One row: its number, and where its keys begin (a Span) or which blocks they are (Blocks)."""
+class Inputs(NamedTuple):
+    """What `attend` works on: q (B, T, N, H), k, v (B, S, K, H), the streams, the traced lists of
+    blocks by group, and what the score shares, (N, …) or scalars."""
 
-    row: Any
-    group: Span | Blocks
-    where: Any
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    query: Streams
+    key: Streams
+    lists: dict[int, jax.Array]
+    shared: Streams
 
 
-def softmax_rows(plan: Plan, score: Score) -> Callable:
-    """(q, kT, v, again, query, key, lists, shared) → o (B, K, G, T, H), lse (B, K, G, T).
+def floats(streams: Streams) -> Streams:
+    """Streams of integers (indices, segments) have no gradient."""
+    return {name: x for name, x in streams.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
 
-    `again` is (k, vT), the same values in the other form; it has no gradient.
-    """
 
-    def logits(qk, query, key, seen, shared):
-        s = per_head(score, qk, query, key, shared)
-        return s if seen is None else jnp.where(seen, s, -jnp.inf)
+def forward(plan: Plan, score: Score, x: Inputs, kT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """o (B, T, N, H) and lse (B, T, N)."""
+    real, kv_heads = accurate(x.v.dtype), x.k.shape[2]
+    shared = grouped(x.shared, kv_heads, 0)
 
-    def forward(q, kT, v, again, query, key, lists, shared):
-        lead, length = q.shape[:3], plan.rows * plan.block
-        real = accurate(v.dtype)
+    def row(done, inputs, at):
+        q, kT, v, query, key = inputs
+        q, query = read_queries((q, query), at, plan, kv_heads)
+        v, key = read_keys((v, key), at)
+        qk = dot("bkgth,bkhs->bkgts", q, read_turned(kT, at))
+        s = logits(score, qk, query, key, present(plan, at), shared).astype(real)
+        top = jnp.max(s, axis=-1, keepdims=True)
+        top = jnp.where(jnp.isfinite(top), top, 0)
+        p = jnp.exp(s - top)
+        total = jnp.sum(p, axis=-1, keepdims=True)
+        some = jnp.where(total > 0, total, 1)
+        o = dot("bkgts,bksh->bkgth", p.astype(v.dtype), v) / some
+        lse = jnp.where(total > 0, top + jnp.log(some), -jnp.inf)[..., 0]
+        return write_queries(done, (o, lse), at, plan)
 
-        def row(done, inputs, at):
-            o, lse = done
-            q, kT, v, query, key = inputs
-            q, query = read_queries((q, query), at, plan)
-            v, key = read_keys((v, key), at)
-            qk = dot("bkgth,bkhs->bkgts", q, read_turned(kT, at))
-            s = logits(qk, query, key, present(plan, at), shared).astype(real)
-            top = jnp.max(s, axis=-1, keepdims=True)
-            top = jnp.where(jnp.isfinite(top), top, 0)
-            p = jnp.exp(s - top)
-            total = jnp.sum(p, axis=-1, keepdims=True)
-            some = jnp.where(total > 0, total, 1)
-            row_o = dot("bkgts,bksh->bkgth", p.astype(v.dtype), v) / some
-            row_lse = jnp.where(total > 0, top + jnp.log(some), -jnp.inf)[..., 0]
-            return write_queries((o, lse), (row_o, row_lse), at, plan)
+    q, query = whole_rows((x.q, x.query), plan)
+    v, key, kT = whole_blocks((x.v, x.key), kT, plan)
+    o = jnp.zeros((*q.shape[:3], v.shape[-1]), real)
+    lse = jnp.full(q.shape[:3], -jnp.inf, real)
+    done = each_row(plan, x.lists, row, (o, lse), (q, kT, v, query, key))
+    return jax.tree.map(lambda x: x[:, : plan.queries], done)
 
-        done = (jnp.zeros((*lead, length, v.shape[-1]), real), jnp.full((*lead, length), -jnp.inf, real))
-        return each_row(plan, lists, row, done, (q, kT, v, query, key))
 
-    def backward(saved, cotangents):
-        q, kT, v, (k, vT), query, key, lists, shared, o, lse = saved
-        do, dlse = cotangents
-        real = o.dtype
-        delta = jnp.sum(o * do, axis=-1) - dlse
-        safe = jnp.where(jnp.isfinite(lse), lse, 0)  # exp(−inf − 0) = 0 where nothing is seen
+def backward(plan: Plan, score: Score, x: Inputs, kT, vT, o, lse, do, dlse) -> tuple:
+    """The gradients of q, kT, vT and of the streams that have one, from those of o and lse."""
+    real, kv_heads = o.dtype, x.k.shape[2]
+    shared = grouped(x.shared, kv_heads, 0)
+    delta = jnp.sum(o * do, axis=-1) - dlse
+    lse = jnp.where(jnp.isfinite(lse), lse, 0)  # exp(−inf − 0) = 0 where nothing is seen
 
-        def row(done, inputs, at):
-            dq, dkT, dvT, dquery, dkey, dshared = done
-            q, do, kT, k, vT, query, key = inputs
-            q, do, query, delta_row, lse_row = read_queries((q, do, query, delta, safe), at, plan)
-            k, key = read_keys((k, key), at)
-            seen = present(plan, at)
-            do = do.astype(v.dtype)
-
-            def logits_of(qk, some_query, some_key, some_shared):
-                some_shared = {**shared, **some_shared}
-                return logits(qk, {**query, **some_query}, {**key, **some_key}, seen, some_shared).astype(
-                    real
-                )
-
-            qk = dot("bkgth,bkhs->bkgts", q, read_turned(kT, at))
-            s, pull = jax.vjp(logits_of, qk, floats(query), floats(key), floats(shared))
-            p = jnp.exp(s - lse_row[..., None])
-            dp = dot("bkgth,bkhs->bkgts", do, read_turned(vT, at))
-            dqk, dquery_row, dkey_row, dshared_row = pull(p * (dp - delta_row[..., None]))
-            dqk = dqk.astype(k.dtype)
-            dq, dquery = write_queries((dq, dquery), (dot("bkgts,bksh->bkgth", dqk, k), dquery_row), at, plan)
-            dkT = add_keys(dkT, dot("bkgth,bkgts->bkhs", q, dqk), at, axis=3)
-            dvT = add_keys(dvT, dot("bkgth,bkgts->bkhs", do, p.astype(v.dtype)), at, axis=3)
-            dkey = {name: add_keys(dkey[name], new, at) for name, new in dkey_row.items()}
-            dshared = {name: dshared[name] + new for name, new in dshared_row.items()}
-            return dq, dkT, dvT, dquery, dkey, dshared
-
-        wanted = (q, kT, vT, floats(query), floats(key), floats(shared))
-        done = jax.tree.map(lambda x: jnp.zeros(x.shape, accurate(x.dtype)), wanted)
-        done = each_row(plan, lists, row, done, (q, do, kT, k, vT, query, key))
-        done = jax.tree.map(lambda d, x: d.astype(x.dtype), done, wanted)
+    def row(done, inputs, at):
         dq, dkT, dvT, dquery, dkey, dshared = done
-        # What is not differentiable has the gradient None.
-        dquery, dkey, dshared = (
-            {name: d.get(name) for name in x} for d, x in ((dquery, query), (dkey, key), (dshared, shared))
-        )
-        return dq, dkT, jnp.swapaxes(dvT, 2, 3), None, dquery, dkey, None, dshared
+        q, do, kT, k, vT, query, key, delta, lse = inputs
+        q, do, query, delta, lse = read_queries((q, do, query, delta, lse), at, plan, kv_heads)
+        k, key = read_keys((k, key), at)
+        seen = present(plan, at)
 
-    @jax.custom_vjp
-    def rows(*inputs):
-        return forward(*inputs)
+        def logits_of(qk, some_query, some_key, some_shared):
+            more = {**query, **some_query}, {**key, **some_key}, seen, {**shared, **some_shared}
+            return logits(score, qk, *more).astype(real)
 
-    def rows_forward(*inputs):
-        o, lse = forward(*inputs)
-        return (o, lse), (*inputs, o, lse)
+        qk = dot("bkgth,bkhs->bkgts", q, read_turned(kT, at))
+        s, pull = jax.vjp(logits_of, qk, floats(query), floats(key), floats(shared))
+        p = jnp.exp(s - lse[..., None])
+        dp = dot("bkgth,bkhs->bkgts", do, read_turned(vT, at))
+        dqk, dquery_row, dkey_row, dshared_row = pull(p * (dp - delta[..., None]))
+        dqk = dqk.astype(k.dtype)
+        dq, dquery = write_queries((dq, dquery), (dot("bkgts,bksh->bkgth", dqk, k), dquery_row), at, plan)
+        dkT = add_turned(dkT, dot("bkgth,bkgts->bkhs", q, dqk), at)
+        dvT = add_turned(dvT, dot("bkgth,bkgts->bkhs", do, p.astype(do.dtype)), at)
+        dkey = {name: add_keys(dkey[name], new, at) for name, new in dkey_row.items()}
+        dshared = {name: dshared[name] + new for name, new in dshared_row.items()}
+        return dq, dkT, dvT, dquery, dkey, dshared
 
-    rows.defvjp(rows_forward, backward)
-    return rows
+    q, do, query, delta, lse = whole_rows((x.q, do.astype(x.v.dtype), x.query, delta, lse), plan)
+    k, key, (kT, vT) = whole_blocks((x.k, x.key), (kT, vT), plan)
+    wanted = (q, kT, vT, floats(query), floats(key), floats(shared))
+    done = jax.tree.map(lambda x: jnp.zeros(x.shape, accurate(x.dtype)), wanted)
+    done = each_row(plan, x.lists, row, done, (q, do, kT, k, vT, query, key, delta, lse))
+    dq, dkT, dvT, dquery, dkey, dshared = done
+    dq, dquery = jax.tree.map(lambda x: tokens(x, plan.queries), (dq, dquery))
+    dkey = jax.tree.map(lambda x: tokens(x, plan.keys), dkey)
+    dshared = jax.tree.map(lambda d, x: d.reshape(x.shape), dshared, floats(x.shared))
+    return dq, dkT[..., : plan.keys], dvT[..., : plan.keys], dquery, dkey, dshared
+
+
+def logits(score: Score, qk: jax.Array, query: Streams, key: Streams, seen, shared: Streams) -> jax.Array:
+    s = per_head(score, qk, query, key, shared)
+    return s if seen is None else jnp.where(seen, s, -jnp.inf)
 
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -169,87 +177,3 @@ def per_head(score: Score, qk: jax.Array, query: Streams, key: Streams, shared: 
     one = jax.vmap(one, (0, owners(query, 3), owners(key, 3), scalars))
     one = jax.vmap(one, (0, owners(query, 2), owners(key, 2), nobody(shared)))
     return one(qk, query, key, shared)
-
-
-# Reading and writing the tokens of one row.
-
-
-def query_axis(x: jax.Array) -> int:
-    return 3 if x.ndim > 2 else x.ndim - 1
-
-
-def read_queries(tree: Any, at: At, plan: Plan) -> Any:
-    start = at.row * plan.block
-    return jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, start, plan.block, query_axis(x)), tree)
-
-
-def write_queries(tree: Any, new: Any, at: At, plan: Plan) -> Any:
-    def write(x, new):
-        return lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), at.row * plan.block, query_axis(x))
-
-    return jax.tree.map(write, tree, new)
-
-
-def read_keys(tree: Any, at: At) -> Any:
-    return jax.tree.map(lambda x: read(x, at, min(x.ndim - 1, 2)), tree)
-
-
-def read_turned(x: jax.Array, at: At) -> jax.Array:
-    return read(x, at, 3)
-
-
-def read(x: jax.Array, at: At, axis: int) -> jax.Array:
-    """The keys of the row, which lie along `axis`."""
-    if isinstance(at.group, Span):
-        return lax.dynamic_slice_in_dim(x, at.where, at.group.length, axis)
-
-    def take(cut, blocks):
-        return jnp.take(cut, jnp.maximum(blocks, 0), axis=axis - x.ndim - 1, mode="clip")
-
-    taken = over_lists(take, at.where, x.ndim)(in_blocks(x, at.group.block, axis), at.where)
-    return taken.reshape(*x.shape[:axis], -1, *x.shape[axis + 1 :])
-
-
-def add_keys(x: jax.Array, new: jax.Array, at: At, axis: int | None = None) -> jax.Array:
-    """Adds to the keys that were read."""
-    axis = min(x.ndim - 1, 2) if axis is None else axis
-    new = new.astype(x.dtype)
-    if isinstance(at.group, Span):
-        old = lax.dynamic_slice_in_dim(x, at.where, at.group.length, axis)
-        return lax.dynamic_update_slice_in_dim(x, old + new, at.where, axis)
-
-    def add(cut, blocks, new):
-        # Absent blocks bring zeros, to block 0.
-        there = (..., jnp.maximum(blocks, 0), *[slice(None)] * (x.ndim - axis))
-        return cut.at[there].add(new)
-
-    cut, new = in_blocks(x, at.group.block, axis), in_blocks(new, at.group.block, axis)
-    return over_lists(add, at.where, x.ndim)(cut, at.where, new).reshape(x.shape)
-
-
-def in_blocks(x: jax.Array, block: int, axis: int) -> jax.Array:
-    return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
-
-
-def over_lists(f: Callable, blocks: jax.Array, rank: int) -> Callable:
-    """Maps f over the batch and the heads of lists (B, K, C) where the stream has its own too."""
-    if blocks.ndim == 1 or rank < 2:
-        return f
-    return jax.vmap(jax.vmap(f)) if rank > 2 else jax.vmap(f)
-
-
-def present(plan: Plan, at: At) -> jax.Array | None:
-    """Which keys of the row are there at all; None: all of them."""
-    if isinstance(at.group, Span):
-        return None
-    offset = lax.broadcasted_iota(jnp.int32, (*at.where.shape, at.group.block), at.where.ndim)
-    slots = at.where[..., None] * at.group.block + offset
-    seen = (slots >= 0) & (slots < plan.keys)
-    return seen.reshape(*(at.where.shape[:-1] or (1, 1)), 1, 1, -1)
-
-
-# Streams of integers (indices, segments) have no gradient.
-
-
-def floats(streams: Streams) -> Streams:
-    return {name: x for name, x in streams.items() if jnp.issubdtype(x.dtype, jnp.inexact)}

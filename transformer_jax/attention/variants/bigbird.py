@@ -119,14 +119,14 @@ class BigBird(CachedMixer):
             s = jnp.where(linked, s, -jnp.inf)
         return s
 
-    def continued(self, q, k, v, layout, state):
+    def continued(self, streams, layout, state):
         # The pattern depends on absolute places: everything is stored, then every token asks the cache.
-        places = softmax_cache.places(state, q.shape[1])
+        q, places = streams["q"], softmax_cache.places(state, layout.positions.shape[1])
         block = jnp.minimum(places // self.block, len(self.random[...]) - 1)
         drawn = jnp.moveaxis(self.random[...][block], -1, 0)
         query = {"index": places, "block": block, "segment": jnp.zeros_like(places)}
         query |= {f"drawn{n}": x for n, x in enumerate(drawn)}
-        state = softmax_cache.store(state, k, v, layout)
+        state = softmax_cache.store(state, {"k": streams["k"], "v": streams["v"]}, layout)
         needed = lambda first: jnp.any(self.linked(block, first // self.block, drawn))
-        o, _ = softmax_cache.attend_cache(q, query, state, self.score, piece=self.block, needed=needed)
-        return o, state
+        found = softmax_cache.attend_cache(q, query, state, self.score, piece=self.block, needed=needed)
+        return found, state
