@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines.forms import Recurrence
 from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
-from transformer_jax.attention.heads import repeat_heads
 
 
 def phi(x: jax.Array) -> jax.Array:

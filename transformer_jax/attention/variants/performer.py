@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Buffer, Geometry
+from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines.forms import Recurrence
 from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
-from transformer_jax.attention.heads import repeat_heads
 from transformer_jax.errors import BadInput
 
 

@@ -8,9 +8,9 @@ import numpy as np
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability, Geometry
+from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines.forms import Recurrence
 from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
-from transformer_jax.attention.heads import repeat_heads
 from transformer_jax.attention.rotary import rotate
 from transformer_jax.errors import BadInput
 
