@@ -43,7 +43,7 @@ def said(capsys, tmp_path, monkeypatch):
         (["run", "quickstart", "--model.width", "wide"], "a whole number"),
         (["run", "quickstart", "--model.width"], "has no value"),
         (["run", "quickstart", "--model.width", "3", "--model.width=4"], "given twice"),
-        (["run", "quickstart", "stray"], "belongs to no setting"),
+        (["run", "quickstart", "stray"], "one word too many"),
         (["run", "quickstart", "--model.heads", "3"], "heads"),
         (["run", "quickstart", "--task.length", "63"], "odd"),
         (["run", "quickstart", "--variants", "fulll"], "did you mean 'full'"),
@@ -106,7 +106,7 @@ def test_free_settings(words, found):
 
 @pytest.mark.quick
 def test_stray_words_are_refused():
-    with pytest.raises(BadInput, match="belongs to no setting"):
+    with pytest.raises(BadInput, match="one word too many"):
         cli.settings(["128"])
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from transformer_jax.errors import BadInput, unknown
 
 if TYPE_CHECKING:
-    from transformer_jax.attention.contract import Mixer
+    pass
 
 PROGRAM = "transformer_jax"
 VERBS = ("list", "run", "report", "check", "bench", "generate")
@@ -77,6 +77,7 @@ def parser() -> Parser:
         return added
 
     listed = verb("list", "Show variants, tasks and experiments.", list_everything)
+    listed.add_argument("--markdown", action="store_true", help="print the page of all mechanisms")
     run = verb(
         "run",
         "Run an experiment, or continue it, and report it.",
@@ -138,7 +139,9 @@ def settings(words: Sequence[str]) -> dict[str, str]:
             name = text
             _new(found, name)
         elif name is None:
-            raise BadInput(f"{word!r} belongs to no setting: write --name value, such as --model.width 128.")
+            raise BadInput(
+                f"{word!r} is one word too many: settings are --name value, such as --model.width 128."
+            )
         else:
             found[_plain(name)].append(word)
     for key, values in found.items():
@@ -150,11 +153,14 @@ def settings(words: Sequence[str]) -> dict[str, str]:
 def list_everything(options: argparse.Namespace) -> int:
     """Variants with what they are defined for, tasks, experiments."""
     from transformer_jax import experiment
-    from transformer_jax.attention import catalogue
+    from transformer_jax.attention import catalogue, overview
     from transformer_jax.data.tasks import TASKS
 
+    if options.markdown:
+        print(overview.page(), end="")
+        return 0
     rows = [
-        *map(_variant_line, catalogue.catalogue().values()),
+        *map(overview.entry, catalogue.catalogue().values()),
         *({"kind": "task", "name": name, **_task_line(task)} for name, task in TASKS.items()),
         *(
             {"kind": "experiment", "name": name, "file": str(path)}
@@ -309,26 +315,6 @@ def _new(found: dict[str, list[str]], name: str) -> list[str]:
     if _plain(name) in found:
         raise BadInput(f"--{name} is given twice: give it once.")
     return found.setdefault(_plain(name), [])
-
-
-def _variant_line(mixer: type[Mixer]) -> dict[str, Any]:
-    from transformer_jax.attention import catalogue
-    from transformer_jax.attention.contract import MODES
-
-    capability = mixer.capability
-    return {
-        "kind": "variant",
-        "name": mixer.name,
-        "family": mixer.family,
-        "paper": mixer.paper,
-        "time": mixer.time,
-        "state": mixer.state,
-        "defined for": [mode for mode in MODES if capability.defined(mode)],
-        "refused": dict(capability.refused),
-        "notes": dict(capability.notes),
-        "sequence": capability.sequence,
-        "options": {name: default for name, (_, default) in catalogue.options(mixer).items()},
-    }
 
 
 def _task_line(task: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ class BadInput(ValueError):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> BadInput:
     """The error for a name that is not there, with the nearest one that is."""
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known) or 'none'}."
     return BadInput(f"Unknown {kind} {name!r}: {hint}")

@@ -33,10 +33,16 @@ def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
 
 def unknown_name(name: str, known: Iterable[str]) -> BadInput:
     """The error for an override that is not there, with the nearest by its whole name or its last part."""
+    known = list(known)
     tails = {full.rpartition(".")[2]: full for full in known}
     close = difflib.get_close_matches(name, [*tails.values()], n=1, cutoff=0.7)
     close += [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
-    hint = f"did you mean {close[0]!r}?" if close else "name a field by its part, such as model.width."
+    siblings = [full for full in known if full.startswith(f"{name.partition('.')[0]}.")]
+    hint = "name a field by its part, such as model.width."
+    if close:
+        hint = f"did you mean {close[0]!r}?"
+    elif siblings:
+        hint = f"choose from {', '.join(siblings)}."
     return BadInput(f"Unknown override {name!r}: {hint}")
 
 
