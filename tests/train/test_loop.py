@@ -17,7 +17,7 @@ from transformer_jax.train import loop
 from transformer_jax.train.loop import train
 from transformer_jax.train.metrics import of_sums, reached, read_metrics
 from transformer_jax.train.progress import Bar, Lines, Silent
-from transformer_jax.train.run import claim, digest
+from transformer_jax.train.run import alone, claim, digest
 from transformer_jax.train.state import dismantle
 
 
@@ -140,6 +140,14 @@ def test_another_configuration_is_refused_and_nothing_overwritten(tmp_path, data
         error.value
     )
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_directory_in_which_another_process_trains_is_refused(tmp_path, data):
+    run = toy_run(steps=3)
+    with alone(tmp_path), pytest.raises(BadInput, match="Another process is training"):
+        go(run, tmp_path, data)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    go(run, tmp_path, data)
 
 
 def test_a_directory_that_cannot_be_written_is_refused(tmp_path, data, monkeypatch):

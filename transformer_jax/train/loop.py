@@ -25,7 +25,7 @@ from transformer_jax.train.devices import placement, require_divisible
 from transformer_jax.train.feed import Feed
 from transformer_jax.train.metrics import Log, Metrics
 from transformer_jax.train.progress import Watcher, watcher
-from transformer_jax.train.run import Run, build_model, claim, versions, write_json
+from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
 from transformer_jax.train.state import State, dismantle, initial
 from transformer_jax.train.step import program
 
@@ -53,7 +53,8 @@ def train(
       progress: what a person sees; None: a bar on a terminal, lines elsewhere.
 
     Raises:
-      BadInput: `out` cannot be written or belongs to another run; a batch does not divide.
+      BadInput: `out` cannot be written, belongs to another run or is being written by another process; a
+        batch does not divide.
     """
     out, data = Path(out), Path(data)
     require_divisible(run.train.batch, run.train.accumulate)
@@ -64,11 +65,12 @@ def train(
     watch = progress or watcher()
     watch.start(record["label"], run.train.steps)
     try:
-        training = Training(run, out, data=data, watch=watch, record=record)
-        try:
-            return training.result()
-        finally:
-            training.close()
+        with alone(out):
+            training = Training(run, out, data=data, watch=watch, record=record)
+            try:
+                return training.result()
+            finally:
+                training.close()
     finally:
         watch.close()
 

@@ -10,12 +10,14 @@ import os
 import platform
 import subprocess
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import jax
+from filelock import FileLock, Timeout
 from flax import nnx
 
 import transformer_jax
@@ -134,6 +136,22 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
         record["command"] = command
     write_json(out / CONFIG, record)
     return record
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keeps other processes out of the directory of a run; the system lets go of it however this one ends."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BadInput(
+            f"Another process is training in {out}: wait until it ends, or choose another output directory."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def versions() -> dict[str, str]:
