@@ -1,6 +1,6 @@
 """Byte-level language modelling on real text that every machine has: Python's standard library.
 
-Every causal mechanism of the catalogue, one model around it, bits per byte on files that were not
+Seven causal mechanisms of every family, the same model around each, bits per byte on files that were not
 trained on, beside what counting bytes and what gzip and lzma reach.
 
 Claim: none is published. The question is what a mechanism costs in quality when all else is equal.
@@ -12,9 +12,10 @@ Cost:
   paper   12 layers of width 768, contexts of 2,048 bytes, the size at which papers begin to report
           language models; the text has 10 MB, so this goes over it many times
 
-Expect: at smoke `full` with one seed measured 2.95 bits per byte on the test files (Python 3.11), below
-the bigram baseline of 3.53; differences between mechanisms are small here
-and grow with the context. Scores hold within one version of Python, whose library is the text.
+Expect: at smoke, 200 steps, the mean of three seeds on the test files of Python 3.11 was 2.64 bits per byte
+for gated_delta_net, which brings its own convolution, 2.89 to 3.07 for sliding_window, bigbird, full and
+retention, and 3.53 and 3.87 for performer and linear, no better than the bigram baseline of 3.53. Scores
+hold within one version of Python, whose library is the text.
 """
 
 from transformer_jax.cli import run_file

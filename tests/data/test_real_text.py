@@ -146,6 +146,16 @@ def test_long_reviews_are_cut_and_bytes_beyond_ascii_survive(tmp_path):
 
 
 @pytest.mark.quick
+def test_fewer_test_reviews_are_the_first_of_all(tiny, tmp_path):
+    few, every = Imdb(length=30, archive=tiny, test_examples=6), Imdb(length=30, archive=tiny)
+    assert few.examples_in("test") == 6 and few.examples_in("train") == every.examples_in("train")
+    assert list(few.rows("test", tmp_path)) == list(every.rows("test", tmp_path))[:6]
+    assert Imdb(archive=tiny, test_examples=10**6).examples_in("test") == every.examples_in("test")
+    with pytest.raises(BadInput, match="at least 1"):
+        Imdb(test_examples=0)
+
+
+@pytest.mark.quick
 def test_the_archive_counts_by_its_content(tiny, tmp_path):
     moved = tmp_path / "moved.tar.gz"
     moved.write_bytes(Path(tiny).read_bytes())

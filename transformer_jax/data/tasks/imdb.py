@@ -33,6 +33,8 @@ class Imdb(Task):
     That hash also gives the order, so the catalogue and an archive with the same reviews yield the same
     examples.
 
+    test_examples: score the first so many test reviews of that order, a fair sample, where all would take too
+      long; None: all.
     archive: a downloaded aclImdb_v1.tar.gz; None takes the catalogue's imdb_reviews, which downloads it.
     """
 
@@ -41,6 +43,7 @@ class Imdb(Task):
     causal: ClassVar[bool] = False
 
     length: int = 4096
+    test_examples: int | None = None
     archive: str | None = None
 
     @property
@@ -52,6 +55,8 @@ class Imdb(Task):
         return 2
 
     def check(self) -> None:
+        if self.test_examples is not None:
+            self.whole("test_examples")
         if self.archive is not None and not Path(self.archive).is_file():
             raise BadInput(
                 f"imdb: there is no archive at {self.archive}; "
@@ -62,12 +67,14 @@ class Imdb(Task):
         if split not in SPLITS:
             raise unknown("split", split, SPLITS)
         if self.archive is None:
-            return {"train": 22_500, "validation": 2_500, "test": 25_000}[split]
-        return len(_part(archive_reviews(self.archive), split))
+            count = {"train": 22_500, "validation": 2_500, "test": 25_000}[split]
+        else:
+            count = len(_part(archive_reviews(self.archive), split))
+        return min(count, self.test_examples or count) if split == "test" else count
 
     def rows(self, split: Split, directory: Path) -> Iterator[Mapping[str, Any]]:
         reviews = archive_reviews(self.archive) if self.archive else catalogue_reviews(directory)
-        for text, label in _part(reviews, split):
+        for text, label in _part(reviews, split)[: self.examples_in(split)]:
             yield {"text": text[: self.length], "label": label}
 
     def collate(self, columns: Batch) -> Batch:
