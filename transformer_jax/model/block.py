@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,10 @@ from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry, Layout, State
 from transformer_jax.attention.convolution import ShortConvolution
 from transformer_jax.model.config import Mechanism, Transformer
+
+recomputed = partial(jax.checkpoint, prevent_cse=False)
+"""Keeps for the backward pass what a function takes, not each of its steps: element-wise work is cheaper than
+memory. (No barriers: the layers are scanned, which keeps the passes apart.)"""
 
 
 def normalization(config: Transformer, rngs: nnx.Rngs) -> nnx.Module:
@@ -31,8 +37,8 @@ class Mlp(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind == "swiglu":
-            return self.down(jax.nn.silu(self.up(x)) * self.gate(x))
-        return self.down(jax.nn.gelu(self.up(x)))
+            return recomputed(lambda up, gate: self.down(jax.nn.silu(up) * gate))(self.up(x), self.gate(x))
+        return recomputed(lambda up: self.down(jax.nn.gelu(up)))(self.up(x))
 
 
 class Block(nnx.Module):
@@ -74,6 +80,7 @@ class Block(nnx.Module):
 
     def residual(self, x, branch, norm, key):
         drop = lambda y: self.dropout(y, deterministic=key is None, rngs=key)
+        norm = recomputed(norm.__call__)
         if self.norm_position == "pre":
             return x + drop(branch(norm(x)))
         return norm(x + drop(branch(x)))
