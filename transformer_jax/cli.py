@@ -14,12 +14,9 @@ import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from transformer_jax.errors import BadInput, unknown
-
-if TYPE_CHECKING:
-    pass
 
 PROGRAM = "transformer_jax"
 VERBS = ("list", "run", "report", "check", "bench", "generate")

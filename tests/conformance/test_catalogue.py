@@ -1,4 +1,8 @@
-"""Every mechanism of the catalogue passes every check that applies to it."""
+"""Every mechanism of the catalogue passes every check that applies to it.
+
+The checks of `ALWAYS`, and all of those of a `SAMPLE` with every engine and every kind of state in it, run
+whenever the tests do; the rest is marked slow, and CI runs it.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,46 @@ import pytest
 from transformer_jax.attention.catalogue import catalogue
 from transformer_jax.conformance import CHECKS, prove, subjects
 
-SUBJECTS = [subject for mixer in catalogue().values() for subject in subjects(mixer)]
+ALWAYS = {
+    "definition_is_matched",
+    "future_does_not_leak",
+    "flops_are_stated",
+    "state_is_stated",
+    "undefined_is_refused",
+}
+SAMPLE = {
+    "full",
+    "sliding_window",
+    "bigbird",
+    "linear",
+    "performer",
+    "retention",
+    "gated_delta_net",
+    "linformer",
+    "strided",  # interleaved sequences
+    "mlstm",  # a stabilizer
+    "delta_product",  # several micro-steps per token
+}
+CASES = [
+    pytest.param(
+        subject,
+        check,
+        id=f"{subject.mixer.name}-{subject.direction}-{check}",
+        marks=() if check in ALWAYS or subject.mixer.name in SAMPLE else pytest.mark.slow,
+    )
+    for mixer in catalogue().values()
+    for subject in subjects(mixer)
+    for check in CHECKS
+]
 
 
-@pytest.mark.parametrize("name", CHECKS)
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: f"{s.mixer.name}-{s.direction}")
-def test_conformance(subject, name):
-    result = prove(subject, name)
+@pytest.mark.parametrize("subject, check", CASES)
+def test_conformance(subject, check):
+    result = prove(subject, check)
     if result.outcome == "undefined":
         pytest.skip(result.detail)
     assert result.outcome == "passed", result.detail
+
+
+def test_the_sample_is_in_the_catalogue():
+    assert catalogue().keys() >= SAMPLE and CHECKS.keys() >= ALWAYS

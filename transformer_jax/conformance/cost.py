@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.attention.contract import MODES, Layout
-from transformer_jax.conformance.subject import Subject, Undefined, inputs
+from transformer_jax.conformance.subject import Subject, Undefined, inputs, jit
 from transformer_jax.errors import BadInput
 from transformer_jax.measure.flops import count_flops
 from transformer_jax.measure.program import largest_array
@@ -55,7 +55,7 @@ def memory_is_not_quadratic(subject: Subject) -> None:
     def step(x):
         return jax.grad(lambda x: jnp.sum(mixer(x, layout)[0] ** 2))(x)
 
-    largest = largest_array(step, jax.ShapeDtypeStruct((1, length, 8), jnp.float32))
+    largest = largest_array(jit(step), jax.ShapeDtypeStruct((1, length, 8), jnp.float32))
     assert largest < length**2, f"an array of {largest} elements at T={length}, where T² is {length**2}"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.core import CoreMixer, Streams
 from transformer_jax.attention.definition import by_definition, effective_matrix
-from transformer_jax.conformance.subject import Subject, Undefined, agree, core_of, inputs, jit, run
+from transformer_jax.conformance.subject import Subject, Undefined, agree, call, core_of, inputs, jit
 
 # Float64 leaves about 1e-15 per operation; sums over tens of terms and an exponential or two lie well
 # within these.
@@ -20,8 +20,8 @@ EXACT, GRADIENT = 1e-10, 1e-8
 
 def definition_is_matched(subject: Subject) -> None:
     """The parallel execution equals the definition, values and gradients, at lengths that divide
-    nothing, for multi-head, grouped and multi-query heads."""
-    for length, kv_heads, rotary in ((37, 4, None), (24, 2, 100.0), (1, 1, None)):
+    nothing, for grouped and multi-query heads."""
+    for length, kv_heads, rotary in ((37, 2, 100.0), (1, 1, None)):
         mixer = core_of(subject.build(kv_heads=kv_heads, rotary=rotary))
         (o, gradient), (o_wanted, gradient_wanted) = jit(partial(_both_ways, mixer))(inputs(2, length))
         agree(o, o_wanted, within=EXACT, what=f"values at T={length}")
@@ -76,8 +76,9 @@ def cross_is_matched(subject: Subject) -> None:
         within=EXACT,
         what="cross-attention",
     )
-    y, _ = run(mixer, x, layout, context=context)
-    moved, _ = run(mixer, x, layout, context=context + 1)
+    go = call(mixer)
+    y, _ = go(x, layout, context=context)
+    moved, _ = go(x, layout, context=context + 1)
     assert y.shape == x.shape and np.abs(y - moved).max() > 1e-6, "the context does not reach the output"
 
 
