@@ -24,7 +24,7 @@ def requirements(*extras: str) -> list[str]:
 
 
 def floors() -> str:
-    return "\n".join(line.replace(">=", "==") for line in requirements("test"))
+    return "\n".join(line.replace(">=", "==") for line in requirements("test", "parity"))
 
 
 def block(name: str) -> str:
