@@ -31,12 +31,20 @@ SAMPLE = {
     "mlstm",  # a stabilizer
     "delta_product",  # several micro-steps per token
 }
+
+
+def marks(name: str, check: str):
+    if check in ALWAYS and name in SAMPLE:
+        return pytest.mark.quick
+    return () if check in ALWAYS or name in SAMPLE else pytest.mark.slow
+
+
 CASES = [
     pytest.param(
         subject,
         check,
         id=f"{subject.mixer.name}-{subject.direction}-{check}",
-        marks=() if check in ALWAYS or subject.mixer.name in SAMPLE else pytest.mark.slow,
+        marks=marks(subject.mixer.name, check),
     )
     for mixer in catalogue().values()
     for subject in subjects(mixer)
