@@ -27,13 +27,13 @@ def floors() -> str:
     return "\n".join(line.replace(">=", "==") for line in requirements("test", "parity"))
 
 
-def block(name: str) -> str:
-    """The fenced block that follows the comment <!-- name --> in the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def block(name: str, document: str = "README.md") -> str:
+    """The fenced block that follows the comment <!-- name --> in a document."""
+    text = (ROOT / document).read_text(encoding="utf-8")
     found = re.findall(rf"<!-- {name} -->\n+```\w*\n(.*?)```", text, re.DOTALL)
     if len(found) != 1:
         sys.exit(
-            f"README.md must hold exactly one fenced block after <!-- {name} -->; it holds {len(found)}."
+            f"{document} must hold exactly one fenced block after <!-- {name} -->; it holds {len(found)}."
         )
     return found[0].strip()
 

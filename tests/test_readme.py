@@ -1,4 +1,4 @@
-"""What the README shows works as it stands."""
+"""What the README and the guide show works as it stands."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ for mixer in load(sys.argv[1]):
 """
 
 
-@pytest.fixture
-def mechanism(tmp_path):
-    file = tmp_path / "dilated_window.py"
-    file.write_text(READ["block"]("mechanism"))
+@pytest.fixture(params=[("mechanism", "README.md"), ("fading", "docs/writing_a_mechanism.md")])
+def mechanism(tmp_path, request):
+    file = tmp_path / "mechanism_of_a_user.py"
+    file.write_text(READ["block"](*request.param))
     return file
 
 
@@ -43,12 +43,12 @@ def python(*words) -> str:
     return done.stdout
 
 
-def test_the_mechanism_of_the_readme_is_right(mechanism):
+def test_the_mechanism_that_is_shown_is_right(mechanism):
     assert len(python("-c", PROVE_SOME, mechanism).splitlines()) == 2
 
 
 @pytest.mark.slow
-def test_the_mechanism_of_the_readme_passes_every_check(mechanism):
+def test_the_mechanism_that_is_shown_passes_every_check(mechanism):
     said = python("-m", "transformer_jax", "check", mechanism)
     assert said.splitlines()[-1] == "Every check passed."
 

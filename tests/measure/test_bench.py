@@ -13,6 +13,8 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
+from transformer_jax.attention import catalogue
+from transformer_jax.attention.contract import Layout
 from transformer_jax.errors import BadInput
 from transformer_jax.measure import programs
 from transformer_jax.measure.bench import BYTES, Bench, bench, render
@@ -60,6 +62,21 @@ def test_training_steps_are_measured_beside_the_same_model_in_torch():
     ]
     assert all(row["step_ms"] > 0 for row in rows)
     assert all(row["step_temporaries"] > 0 for row in rows if row["name"] != "torch")
+
+
+@pytest.mark.parametrize("name", ["full", "linear"])
+def test_a_decoding_step_goes_on_where_the_prompt_ended(name):
+    """Its first token is what the whole sequence has there."""
+    geometry, x = Bench(**SMALL).geometry(16), []
+    program = programs.decode_step(mechanism(name), geometry, batch=2, position=5)
+    y = program.run["step"]()
+    mixer = catalogue.build(name, geometry, rngs=nnx.Rngs(0))
+    for length in (5, 1):
+        x.append(jax.random.normal(jax.random.key(1), (2, length, geometry.width)))
+    whole, _ = mixer(jnp.concatenate(x, axis=1), Layout.plain(2, 6))
+    np.testing.assert_allclose(y[:, 0], whole[:, 5], rtol=1e-4, atol=1e-5)
+    rows = bench(Bench(what="decode", variants=(name,), lengths=(8, 16), **SMALL))
+    assert [row["name"] for row in rows] == [name] * 3 and all(row["step_ms"] > 0 for row in rows[:2])
 
 
 def test_the_gradient_is_that_of_streams_and_of_own_parameters_only():

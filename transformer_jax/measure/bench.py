@@ -35,7 +35,8 @@ class Bench:
     Attributes:
       variants: names of the catalogue, or mechanisms with options.
       lengths: T, in tokens.
-      what: attention cores (without projections), or whole training steps of a byte model.
+      what: attention cores (without projections); decoding steps of mixers (with them) after so many tokens
+        as `lengths` has; or whole training steps of a byte model.
       batch: B. heads: N. kv_heads: K (default N). head_size: H.
       direction: causal or bidirectional; the byte model is causal.
       dtype: of the streams, or of the model's activations.
@@ -45,7 +46,7 @@ class Bench:
 
     variants: tuple[str | Mechanism, ...] = ("full", "sliding_window", "linear", "gated_delta_net")
     lengths: tuple[int, ...] = (1024, 2048, 4096)
-    what: Literal["attention", "model"] = "attention"
+    what: Literal["attention", "decode", "model"] = "attention"
     batch: int = 1
     heads: int = 4
     kv_heads: int | None = None
@@ -65,9 +66,10 @@ class Bench:
                 raise BadInput(f"bench.{name}={getattr(self, name)} must be at least 1.")
         if not self.lengths or min(self.lengths) < 1:
             raise BadInput("bench.lengths needs at least one length of at least 1 token.")
-        if self.what == "model" and self.direction != "causal":
+        if self.what != "attention" and self.direction != "causal":
             raise BadInput(
-                "The byte model predicts the next byte: bench.direction must be causal with what=model."
+                f"What comes next is decoded and predicted: bench.direction must be causal with "
+                f"what={self.what}."
             )
         if not self.mechanisms:  # which refuses unknown names
             raise BadInput("bench.variants is empty: name at least one variant.")
@@ -118,7 +120,7 @@ def bench(config: Bench, *, progress: Callable[[str], None] = lambda line: None)
 
 def last_pass(config: Bench) -> str:
     """The pass that ratios and slopes are about."""
-    return "step" if config.what == "model" else "forward_backward"
+    return "forward_backward" if config.what == "attention" else "step"
 
 
 def contenders(config: Bench, length: int) -> Iterable[Program]:
@@ -131,6 +133,11 @@ def contenders(config: Bench, length: int) -> Iterable[Program]:
             yield programs.torch_core(geometry, config.batch, device)
         for mechanism in config.mechanisms:
             yield programs.variant_core(mechanism, geometry, config.batch)
+        return
+    if config.what == "decode":
+        # A cache of twice the length: the samples decode some of the tokens that follow.
+        for mechanism in config.mechanisms:
+            yield programs.decode_step(mechanism, config.geometry(2 * length), config.batch, length)
         return
     models = [_byte_model(config, mechanism) for mechanism in config.mechanisms]
     tokens = jax.random.randint(jax.random.key(0), (config.batch, length + 1), 0, BYTES)
@@ -152,7 +159,7 @@ def _byte_model(config: Bench, mechanism: Mechanism) -> Transformer:
 
 
 def _row(config: Bench, length: int, program: Program) -> Row:
-    passes = ("step",) if config.what == "model" else ("forward", "forward_backward")
+    passes = ("forward", "forward_backward") if config.what == "attention" else ("step",)
     return {
         "kind": "measurement",
         "what": config.what,
@@ -213,7 +220,12 @@ def render(rows: list[Row]) -> Group:
     first = measured[0]
     passes = [field.removesuffix("_ms") for field in first if field.endswith("_ms")]
     sizes = f"batch {first['batch']}, {first['heads']} heads of {first['head_size']}, {first['dtype']}"
-    what = f"{first['layers']}-layer byte model" if first["layers"] else f"{first['direction']} attention"
+    names = {
+        "attention": f"{first['direction']} attention",
+        "decode": "decoding a token",
+        "model": f"{first['layers']}-layer byte model",
+    }
+    what = names[first["what"]]
     table = Table(title=f"{what}, {sizes}, on {first['device']}, JAX {first['jax']}")
     table.add_column("T", justify="right")
     table.add_column("variant")
@@ -230,7 +242,10 @@ def render(rows: list[Row]) -> Group:
         table.add_row(
             str(row["length"]),
             row["name"] + (" (with projections)" if row["part"] == "mixer" else ""),
-            *(row["skipped"] or _number(row[f"{key}_ms"], ".1f") for key in passes),
+            *(
+                row["skipped"] or _number(row[f"{key}_ms"], ".1f" if key != "step" else ".3g")
+                for key in passes
+            ),
             _number(memory and memory / 2**20, ".1f"),
             *(_number(row["ratios"].get(label), ".2f") for label in ratios),
         )

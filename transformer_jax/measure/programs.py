@@ -1,4 +1,4 @@
-"""What the benchmark runs: attention cores and training steps, ours and those we compare with."""
+"""What the benchmark runs: attention cores, decoding and training steps, ours and those we compare with."""
 
 from __future__ import annotations
 
@@ -136,6 +136,31 @@ def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Progra
         return core(jax.tree.unflatten(tree, filled), streams)
 
     return jax_program(label(mechanism), part, there_and_back(fn, (used, streams)))
+
+
+def decode_step(mechanism: Mechanism, geometry: Geometry, batch: int, position: int) -> Program:
+    """A step of one token after `position` others, on their state. Every call decodes the next."""
+    mixer = catalogue.build(mechanism.name, geometry, rngs=nnx.Rngs(0), **dict(mechanism.options))
+    graph, values = nnx.split(mixer)
+
+    def call(values, x, layout, state):
+        return nnx.merge(graph, values)(x, layout, state)
+
+    inputs = lambda length: jax.random.normal(
+        jax.random.key(1), (batch, length, geometry.width), jnp.dtype(geometry.dtype)
+    )
+    empty = mixer.init_state(batch)
+    _, state = jax.jit(call)(values, inputs(position), Layout.plain(batch, position), empty)
+    token, here = inputs(1), Layout(jnp.full((batch, 1), position))
+    step = compiled(jax.jit(call, donate_argnums=3), values, token, here, state)
+
+    def run():
+        nonlocal state
+        y, state = step(values, token, here, state)
+        return y.block_until_ready()
+
+    temporaries = {"step": compiled_temporaries(step)}
+    return Program(name=label(mechanism), part="mixer", run={"step": run}, temporaries=temporaries)
 
 
 def random_heads(geometry: Geometry, batch: int) -> tuple[jax.Array, ...]:
