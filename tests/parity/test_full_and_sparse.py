@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 from tests.parity.test_softmax_family import (  # noqa: E402
     SIZE,
     agree,
+    give,
     give_projections,
     ours,
     randomized,
@@ -25,4 +26,15 @@ def test_softcap_is_that_of_gemma():
     config = transformers.Gemma2Config(**sizes(), attn_logit_softcapping=0.7, query_pre_attn_scalar=SIZE)
     module, mixer = randomized(Gemma2Attention(config, 1)), ours("softcap", kv_heads=2, cap=0.7)
     give_projections(mixer, module)
+    agree(mixer, module, rotation(SIZE))
+
+
+def test_qk_norm_is_that_of_qwen():
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+
+    module = randomized(Qwen3Attention(transformers.Qwen3Config(**sizes()), 0))
+    mixer = ours("qk_norm", kv_heads=2)
+    give_projections(mixer, module)
+    give(mixer.query_norm.scale, module.q_norm.weight)
+    give(mixer.key_norm.scale, module.k_norm.weight)
     agree(mixer, module, rotation(SIZE))

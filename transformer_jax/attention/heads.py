@@ -27,14 +27,18 @@ class HeadMixer(CoreMixer):
 
     def streams(self, x, layout, state=None, context=None):
         """q (B, T, N, H), k and v (B, S, K, H)."""
-        g = self.geometry
-        source = x if context is None else context
-        q = self.query(x).reshape(*x.shape[:2], g.heads, self.key_size)
-        k = self.key(source).reshape(*source.shape[:2], g.kv_heads, self.key_size)
-        v = self.value(source).reshape(*source.shape[:2], g.kv_heads, g.head_size)
+        q, k, v = self.projected(x, x if context is None else context)
         if context is None:
             q, k = self.placed(q, layout.positions), self.placed(k, layout.positions)
         return {"q": q, "k": k, "v": v}, {}
+
+    def projected(self, x: jax.Array, source: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q of x, k and v of `source`, before their positions."""
+        g = self.geometry
+        q = self.query(x).reshape(*x.shape[:2], g.heads, self.key_size)
+        k = self.key(source).reshape(*source.shape[:2], g.kv_heads, self.key_size)
+        v = self.value(source).reshape(*source.shape[:2], g.kv_heads, g.head_size)
+        return q, k, v
 
     def placed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
         """q or k with its position in it: rotated, where the model rotates."""
