@@ -9,6 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from tests.parity.test_softmax_family import (  # noqa: E402
     SIZE,
+    WIDTH,
     agree,
     give,
     give_projections,
@@ -38,3 +39,18 @@ def test_qk_norm_is_that_of_qwen():
     give(mixer.query_norm.scale, module.q_norm.weight)
     give(mixer.key_norm.scale, module.k_norm.weight)
     agree(mixer, module, rotation(SIZE))
+
+
+def test_partial_rotary_is_that_of_gpt_neox():
+    """Its projection has q, k and v of a head side by side."""
+    from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
+
+    config = transformers.GPTNeoXConfig(
+        hidden_size=WIDTH, num_attention_heads=4, attention_bias=False, attn_implementation="eager"
+    )
+    module, mixer = randomized(GPTNeoXAttention(config)), ours("partial_rotary", kv_heads=4, fraction=0.5)
+    parts = module.query_key_value.weight.reshape(4, 3, SIZE, WIDTH)
+    for n, name in enumerate(("query", "key", "value")):
+        give(getattr(mixer, name).kernel, parts[:, n].reshape(-1, WIDTH).T)
+    give(mixer.out.kernel, module.dense.weight.T)
+    agree(mixer, module, rotation(SIZE // 2))
