@@ -54,3 +54,12 @@ def test_partial_rotary_is_that_of_gpt_neox():
         give(getattr(mixer, name).kernel, parts[:, n].reshape(-1, WIDTH).T)
     give(mixer.out.kernel, module.dense.weight.T)
     agree(mixer, module, rotation(SIZE // 2))
+
+
+def test_nope_is_a_layer_of_smollm_that_does_not_turn():
+    from transformers.models.smollm3.modeling_smollm3 import SmolLM3Attention
+
+    config = transformers.SmolLM3Config(**sizes(), no_rope_layers=[1, 0], use_sliding_window=False)
+    module, mixer = randomized(SmolLM3Attention(config, 1)), ours("nope", kv_heads=2)
+    give_projections(mixer, module)
+    agree(mixer, module, rotation(SIZE))
