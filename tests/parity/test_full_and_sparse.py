@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from tests.parity.test_softmax_family import (  # noqa: E402
+    HEADS,
     SIZE,
     WIDTH,
     agree,
@@ -63,3 +64,40 @@ def test_nope_is_a_layer_of_smollm_that_does_not_turn():
     module, mixer = randomized(SmolLM3Attention(config, 1)), ours("nope", kv_heads=2)
     give_projections(mixer, module)
     agree(mixer, module, rotation(SIZE))
+
+
+@pytest.mark.parametrize("compressed", [None, 12])
+def test_multi_head_latent_is_that_of_deepseek(compressed):
+    """Its rotary channels pair neighbours, and its heads have keys and values side by side."""
+    from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2Attention
+
+    turned, latent = 4, 20
+    config = transformers.DeepseekV2Config(
+        **sizes(kv_heads=HEADS) | {"head_dim": turned},
+        qk_nope_head_dim=SIZE,
+        qk_rope_head_dim=turned,
+        v_head_dim=SIZE,
+        kv_lora_rank=latent,
+        q_lora_rank=compressed,
+    )
+    module = randomized(DeepseekV2Attention(config, 0))
+    mixer = ours(
+        "multi_head_latent", kv_heads=HEADS, latent=latent, rotary_size=turned, query_latent=compressed
+    )
+    halves = [*range(0, turned, 2), *range(1, turned, 2)]
+    down = module.kv_a_proj_with_mqa.weight
+    up = module.kv_b_proj.weight.reshape(HEADS, 2, SIZE, latent)
+    q = (module.q_proj if compressed is None else module.q_b_proj).weight.reshape(HEADS, SIZE + turned, -1)
+    q = q[:, [*range(SIZE), *(SIZE + n for n in halves)]].flatten(0, 1)
+    if compressed is not None:
+        give(mixer.query_down.kernel, module.q_a_proj.weight.T)
+        give(mixer.query_norm.scale, module.q_a_layernorm.weight)
+    give(mixer.query.kernel, q.T)
+    give(mixer.down.kernel, down[:latent].T)
+    give(mixer.rotary_key.kernel, down[latent:][halves].T)
+    give(mixer.norm.scale, module.kv_a_layernorm.weight)
+    give(mixer.key.kernel, up[:, 0].flatten(0, 1).T)
+    give(mixer.value.kernel, up[:, 1].flatten(0, 1).T)
+    give(mixer.out.kernel, module.o_proj.weight.T)
+    cos, sin = (x[..., : turned // 2] for x in rotation(turned))
+    agree(mixer, module, torch.complex(cos, sin))

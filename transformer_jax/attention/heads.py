@@ -13,7 +13,7 @@ from transformer_jax.attention.rotary import rotate
 class HeadMixer(CoreMixer):
     """q, k, v projections, a core on them, and an output projection."""
 
-    key_size: int | None = None
+    key_size: int = 0
     """Channels of q and k, H unless a subclass says otherwise before its projections are made; v has H."""
 
     def __init__(self, geometry: Geometry, *, rngs: nnx.Rngs):

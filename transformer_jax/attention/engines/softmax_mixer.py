@@ -54,7 +54,7 @@ class SoftmaxMixer(HeadMixer):
     @property
     def scale(self) -> float:
         """What q kᵀ is multiplied by."""
-        return self.geometry.head_size**-0.5
+        return self.key_size**-0.5
 
     def logit(self, s: jax.Array, query: Streams, key: Streams) -> jax.Array:
         """What the softmax is taken of, from the scaled products s (t, s) of a head; here they themselves."""
@@ -113,7 +113,8 @@ class SoftmaxMixer(HeadMixer):
         raise NotImplementedError
 
     def core_flops(self, batch, length):
-        return 4 * batch * self.geometry.heads * self.geometry.head_size * self.plan(length, length).pairs
+        g, pairs = self.geometry, self.plan(length, length).pairs
+        return 2 * batch * g.heads * (self.key_size + g.head_size) * pairs
 
 
 class CachedMixer(SoftmaxMixer):
@@ -132,14 +133,22 @@ class CachedMixer(SoftmaxMixer):
         return s
 
     def continued(self, streams, layout, state):
+        past, state = self.past(streams, layout, state)
+        return merge([past, self.among(streams, layout)]), state
+
+    def past(
+        self, streams: Streams, layout: Layout, state: State
+    ) -> tuple[tuple[jax.Array, jax.Array], State]:
+        """Attention of new tokens to the state alone, and the state with them in it."""
         # Stored first and read afterwards, the cache is updated in place; read first, it would be copied.
         before = jnp.broadcast_to(state["count"][:, None], layout.positions.shape)
         query, key = self.read_by_score(streams)
         query |= softmax_cache.stands(layout, state) | {"before": before}
         earlier = lambda first: first < jnp.max(before)
-        state = softmax_cache.store(state, {"k": streams["k"], "v": streams["v"]} | key, layout)
-        cached = softmax_cache.attend_cache(streams["q"], query, state, self.score, needed=earlier, read=key)
-        return merge([cached, self.among(streams, layout)]), state
+        kept = {name: streams[name] for name in ("k", "v") if name in state}
+        state = softmax_cache.store(state, kept | key, layout)
+        found = softmax_cache.attend_cache(streams["q"], query, state, self.score, needed=earlier, read=key)
+        return found, state
 
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
