@@ -1,0 +1,43 @@
+"""Mechanisms that select keys by content: what they become when they select everything, or the same."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.attention.catalogue import build
+from transformer_jax.attention.contract import Geometry
+from transformer_jax.conformance.subject import run
+from transformer_jax.errors import BadInput
+
+B, T, D, N, K = 2, 37, 16, 4, 2
+
+
+def both(name, full="full", *, causal=True, kv_heads=K, **options):
+    """The outputs of a mechanism and of full attention with the same projections."""
+    g = Geometry(width=D, heads=N, kv_heads=kv_heads, length=48, causal=causal)
+    mixer, other = build(name, g, rngs=nnx.Rngs(0), **options), build(full, g, rngs=nnx.Rngs(1))
+    for part in ("query", "key", "value", "out"):
+        getattr(other, part).kernel[...] = getattr(mixer, part).kernel[...]
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((B, T, D)), jnp.float32)
+    return tuple(run(m, x)[0] for m in (mixer, other))
+
+
+def test_moba_that_chooses_every_block_is_full_attention():
+    found, wanted = both("moba", block=8, top_k=5)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    found, wanted = both("moba", block=8, top_k=3)
+    assert np.abs(found - wanted)[:, :24].max() < 1e-6 < np.abs(found - wanted)[:, 24:].max()
+
+
+def test_moba_of_one_block_is_full_attention():
+    found, wanted = both("moba", block=64)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"block": 0}, {"top_k": 0}])
+def test_moba_refuses_what_counts_nothing(options):
+    with pytest.raises(BadInput, match="give 1 or more"):
+        build("moba", Geometry(width=D), rngs=nnx.Rngs(0), **options)
