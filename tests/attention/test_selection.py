@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from transformer_jax.attention.catalogue import build
-from transformer_jax.attention.contract import Geometry
+from transformer_jax.attention.contract import Geometry, Layout
 from transformer_jax.conformance.subject import run
 from transformer_jax.errors import BadInput
+from transformer_jax.measure.program import largest_array
 
 B, T, D, N, K = 2, 37, 16, 4, 2
 
@@ -35,6 +37,22 @@ def test_moba_that_chooses_every_block_is_full_attention():
 def test_moba_of_one_block_is_full_attention():
     found, wanted = both("moba", block=64)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_top_k_that_keeps_every_key_is_full_attention(causal):
+    found, wanted = both("top_k", kept=64, causal=causal)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    found, wanted = both("top_k", kept=30, causal=causal)
+    assert np.abs(found - wanted)[:, 30:].max() > 1e-3
+
+
+def test_top_k_never_holds_all_scores():
+    length = 2048
+    mixer = build("top_k", Geometry(width=8, length=length), kept=8, rngs=nnx.Rngs(0))
+    loss = lambda x: jnp.sum(mixer(x, Layout.plain(1, length))[0] ** 2)
+    largest = largest_array(jax.grad(loss), jax.ShapeDtypeStruct((1, length, 8), jnp.float32))
+    assert largest < length**2 / 8
 
 
 @pytest.mark.parametrize("options", [{"block": 0}, {"top_k": 0}])

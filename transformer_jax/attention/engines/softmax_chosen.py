@@ -19,9 +19,6 @@ from transformer_jax.attention.engines.softmax import attend, merge
 from transformer_jax.attention.engines.softmax_plan import Blocks, Plan, row_size
 from transformer_jax.attention.engines.softmax_rows import Score, Streams
 
-CHUNK = 512
-"""Queries that choose at a time: the scores they choose by are never held for all queries."""
-
 
 def attend_chosen(
     q: jax.Array,
@@ -105,20 +102,21 @@ def together(chosen: jax.Array, rows: int, blocks: int, size: int) -> tuple[jax.
 
 
 def by_chunks(f: Callable, length: int, *streams: jax.Array) -> jax.Array:
-    """f of some queries after others: streams (B, T, …) → (B, T, …)."""
-    size = row_size(length, CHUNK)
+    """f of a row of queries after another, streams (B, T, …) → (B, T, …), for what is too large to be held of
+    all of them, as the scores that they choose by. The backward pass computes it again."""
+    size = row_size(length)
 
     def chunks(x):
         x = jnp.pad(x, [(0, -length % size if axis == 1 else 0) for axis in range(x.ndim)])
         return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
 
-    found = jnp.moveaxis(lax.map(lambda x: f(*x), tuple(map(chunks, streams))), 0, 1)
+    found = jnp.moveaxis(lax.map(jax.checkpoint(lambda x: f(*x)), tuple(map(chunks, streams))), 0, 1)
     return found.reshape(found.shape[0], padded_length(length), *found.shape[3:])[:, :length]
 
 
 def padded_length(length: int) -> int:
     """How many queries `by_chunks` computes for."""
-    size = row_size(length, CHUNK)
+    size = row_size(length)
     return -(-length // size) * size
 
 
