@@ -10,7 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
-from transformer_jax.conformance.subject import run
+from transformer_jax.conformance.subject import jit, run
 from transformer_jax.errors import BadInput
 from transformer_jax.measure.program import largest_array
 
@@ -53,6 +53,23 @@ def test_top_k_never_holds_all_scores():
     loss = lambda x: jnp.sum(mixer(x, Layout.plain(1, length))[0] ** 2)
     largest = largest_array(jax.grad(loss), jax.ShapeDtypeStruct((1, length, 8), jnp.float32))
     assert largest < length**2 / 8
+
+
+def test_native_sparse_that_selects_every_block_and_has_a_long_window_is_full_attention_twice():
+    g = Geometry(width=D, heads=N, kv_heads=K, length=48)
+    options = {"compress": 8, "stride": 4, "block": 8, "selected": 5, "window": 48}
+    mixer, full = build("native_sparse", g, rngs=nnx.Rngs(0), **options), build("full", g, rngs=nnx.Rngs(1))
+    layout = Layout.plain(B, T)
+    streams, _ = mixer.streams(jnp.asarray(np.random.default_rng(2).standard_normal((B, T, D))), layout)
+    core, whole = (jit(lambda s, m=m: m.core(s, layout, None)[0]) for m in (mixer, full))
+    alone = lambda n: streams | {"gates": jnp.broadcast_to(jnp.eye(3)[n], streams["gates"].shape)}
+    coarse, fine, near = (core(alone(n)) for n in range(3))
+    for found, k, v in ((fine, "k", "v"), (near, "k_win", "v_win")):
+        wanted = whole({"q": streams["q"], "k": streams[k], "v": streams[v]})
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert not coarse[:, :7].any() and coarse[:, 7].all(), "a block is seen from its last token on"
+    _, values = mixer.compressed(streams["k_cmp"], streams["v_cmp"])
+    np.testing.assert_allclose(coarse[:, 7], jnp.repeat(values[:, 0], N // K, axis=1), atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"block": 0}, {"top_k": 0}])
