@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,46 +20,77 @@ def scan(
 ) -> tuple[jax.Array, jax.Array]:
     """h_1 … h_T, and h after the last valid token.
 
-    Products of a are formed only going forward and nothing is divided by them, so a = 0 is exact.
-    Chunks follow one another and are recomputed in the backward pass: temporaries are linear in T.
-
     Args:
       a: (B, T, …), or broadcasting to b. b: (B, T, …), real or complex.
       h: (B, …) the state before the first token; zeros where None.
-      starts: (B, T) bool, where a new segment begins: it starts from zero.
-      valid: (B, T) bool; padding leaves the state as it is.
-      chunk: tokens in parallel; no result depends on it.
+      starts, valid, chunk: as in `expanded_scan`.
 
     Returns:
       (B, T, …) in float32 at least, and (B, …).
     """
     dtype = jnp.promote_types(jnp.float32, jnp.result_type(a, b))
     a, b = jnp.broadcast_to(a, b.shape).astype(dtype), b.astype(dtype)
-    if starts is not None:
-        a = jnp.where(_like(starts, a), 0, a)
-    if valid is not None:
-        a, b = jnp.where(_like(valid, a), a, 1), jnp.where(_like(valid, b), b, 0)
     h = jnp.zeros_like(b[:, 0]) if h is None else h.astype(dtype)
-    batch, length = b.shape[:2]
-    if length == 1:
-        h = a[:, 0] * h + b[:, 0]
-        return h[:, None], h
+    return expanded_scan(lambda ab: ab, lambda h, _: h, (a, b), h, starts=starts, valid=valid, chunk=chunk)
+
+
+def expanded_scan(
+    expand: Callable[[Any], tuple[jax.Array, jax.Array]],
+    read: Callable[[jax.Array, Any], jax.Array],
+    streams: Any,
+    h: jax.Array,
+    *,
+    starts: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    chunk: int = 128,
+) -> tuple[jax.Array, jax.Array]:
+    """o_t = read(h_t, streams_t) where (a_t, b_t) = expand(streams_t), and h after the last valid token.
+
+    What is larger than the streams, as a state of several numbers per channel, exists for one chunk at a
+    time. Products of a are formed only going forward and nothing is divided by them, so a = 0 is exact.
+    Chunks follow one another and are recomputed in the backward pass: temporaries are linear in T.
+
+    Args:
+      expand: streams of some tokens → a and b (B, t, …) of the shape and dtype of h, token by token.
+      read: h (B, t, …) and streams of some tokens → (B, t, …), token by token.
+      streams: a tree of (B, T, …).
+      h: (B, …) the state before the first token.
+      starts: (B, T) bool, where a new segment begins: it starts from zero.
+      valid: (B, T) bool; padding leaves the state as it is.
+      chunk: tokens in parallel; no result depends on it.
+
+    Returns:
+      (B, T, …), and (B, …).
+    """
+    batch, length = jax.tree.leaves(streams)[0].shape[:2]
     chunk = min(chunk, length)
     chunks = -(-length // chunk)
+    extra = chunks * chunk - length
+    if extra and valid is None:
+        valid = jnp.ones((batch, length), bool)
 
-    def fold(x, filling):
-        """(B, T, …) → (chunks, B, chunk, …)."""
-        extra = chunks * chunk - length
-        x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2), constant_values=filling)
+    def fold(x):
+        """(B, T, …) → (chunks, B, chunk, …); added tokens are not valid."""
+        x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
 
     def body(h, x):
-        product, own = jax.lax.associative_scan(compose, x, axis=1)
+        streams, starts, valid = x
+        a, b = expand(streams)
+        if starts is not None:
+            a = jnp.where(_like(starts, a), 0, a)
+        if valid is not None:
+            a, b = jnp.where(_like(valid, a), a, 1), jnp.where(_like(valid, b), b, 0)
+        product, own = jax.lax.associative_scan(compose, (a, b), axis=1)
         hs = own + product * h[:, None]
-        return hs[:, -1], hs
+        return hs[:, -1], read(hs, streams)
 
-    h, hs = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), h, (fold(a, 1), fold(b, 0)))
-    return jnp.moveaxis(hs, 0, 1).reshape(batch, -1, *b.shape[2:])[:, :length], h
+    if length == 1:
+        h, o = body(h, (streams, starts, valid))
+        return o, h
+    folded = jax.tree.map(fold, (streams, starts, valid))
+    h, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), h, folded)
+    return jnp.moveaxis(o, 0, 1).reshape(batch, chunks * chunk, *o.shape[3:])[:, :length], h
 
 
 def compose(first, second):

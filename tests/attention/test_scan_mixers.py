@@ -1,0 +1,38 @@
+"""What the mechanisms on the element-wise scan claim of their states."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.attention.catalogue import build
+from transformer_jax.attention.contract import Geometry, Layout
+
+pytestmark = pytest.mark.quick
+
+
+def mixer(name: str, **options):
+    return build(name, Geometry(width=8, heads=2), rngs=nnx.Rngs(0), **options)
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def test_min_gru_holds_the_token_where_its_gate_is_1_and_the_past_where_it_is_0():
+    gru = mixer("min_gru")
+    streams, _ = gru.streams(normal(1, 6, 8), Layout.plain(1, 6))
+    z = jnp.asarray([1, 0, 0, 1, 0, 1], jnp.float32)
+    o, _ = gru.core(streams | {"z": jnp.broadcast_to(z[None, :, None], (1, 6, 8))}, Layout.plain(1, 6), None)
+    held = np.asarray([0, 0, 0, 3, 3, 5])
+    np.testing.assert_array_equal(o, streams["v"][:, held])
+
+
+def test_a_positive_candidate_keeps_the_state_of_min_gru_positive():
+    x, layout = normal(1, 20, 8), Layout.plain(1, 20)
+    for candidate, positive in (("linear", False), ("positive", True)):
+        gru = mixer("min_gru", candidate=candidate)
+        o, _ = gru.core(gru.streams(x, layout)[0], layout, None)
+        assert (np.asarray(o) > 0).all() == positive
