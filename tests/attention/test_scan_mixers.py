@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,3 +37,20 @@ def test_a_positive_candidate_keeps_the_state_of_min_gru_positive():
         gru = mixer("min_gru", candidate=candidate)
         o, _ = gru.core(gru.streams(x, layout)[0], layout, None)
         assert (np.asarray(o) > 0).all() == positive
+
+
+def test_rg_lru_starts_with_its_decays_between_those_of_the_paper():
+    a = jnp.exp(-8 * jnp.logaddexp(mixer("rg_lru").Lambda[...], 0))
+    assert (a > 0.9 - 1e-4).all() and (a < 0.999 + 1e-4).all() and np.ptp(a) > 0.03
+
+
+def test_rg_lru_that_keeps_all_writes_nothing_and_has_a_gradient():
+    """At a = 1 the input scale √(1 − a²) is 0, where the root has no derivative."""
+    lru, layout = mixer("rg_lru"), Layout.plain(1, 5)
+    streams, _ = lru.streams(normal(1, 5, 8), layout)
+
+    def total(log_decay):
+        return jnp.sum(lru.core(streams | {"log_decay": log_decay}, layout, None)[0] ** 2)
+
+    value, gradient = jax.value_and_grad(total)(jnp.zeros_like(streams["log_decay"]))
+    assert value == 0 and np.isfinite(gradient).all()
