@@ -43,23 +43,6 @@ def test_linformer_refuses_a_context_longer_than_its_projections():
         mixer(normal(1, 4, 8), Layout.plain(1, 4), context=normal(1, 17, 8))
 
 
-def softmax_attention(q, k, v):
-    return jax.nn.softmax(q @ k.T / q.shape[1] ** 0.5) @ v
-
-
-def test_random_features_approach_softmax_attention():
-    q, k, v = (0.5 * normal(24, 16, seed=seed) for seed in range(3))
-    wanted = softmax_attention(q, k, v)
-
-    def error(features):
-        geometry = Geometry(width=16, causal=False)
-        mixer = Performer(geometry, features=features, rngs=nnx.Rngs(1))
-        return np.linalg.norm(mixer.definition(q, k, v) - wanted) / np.linalg.norm(wanted)
-
-    assert error(4096) < 0.1
-    assert error(4096) < error(64) / 2
-
-
 def test_redrawing_changes_the_features_and_nothing_learned():
     mixer = Performer(Geometry(width=8, heads=2), features=6, rngs=nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.split(mixer, Buffer, nnx.Param)[1:])

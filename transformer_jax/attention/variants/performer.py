@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,10 +14,14 @@ from transformer_jax.attention.engines.forms import Recurrence
 from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
 from transformer_jax.errors import BadInput
 
+Draws = Literal["orthogonal", "independent"]
 
-def orthogonal_gaussian(key: jax.Array, features: int, size: int) -> jax.Array:
-    """(features, size): rows orthogonal within blocks of `size`, each as long as a Gaussian vector
-    (section 2.4 of arXiv:2009.14794)."""
+
+def gaussian(key: jax.Array, features: int, size: int, draws: Draws) -> jax.Array:
+    """(features, size): Gaussian rows, "independent" or "orthogonal": within blocks of `size` at right angles
+    to each other, each as long as a Gaussian vector (section 2.4 of arXiv:2009.14794)."""
+    if draws == "independent":
+        return jax.random.normal(key, (features, size))
     blocks = -(-features // size)
     turn, stretch = jax.random.split(key)
     rotations, _ = jnp.linalg.qr(jax.random.normal(turn, (blocks, size, size)))
@@ -23,12 +29,38 @@ def orthogonal_gaussian(key: jax.Array, features: int, size: int) -> jax.Array:
     return rows * jnp.linalg.norm(jax.random.normal(stretch, (features, size)), axis=1, keepdims=True)
 
 
-class Performer(RecurrenceMixer):
-    """Rethinking attention with Performers (arXiv:2009.14794), softmax kernel.
+class RandomFeatures(RecurrenceMixer):
+    """Linear attention with features drawn at random; `redraw` draws them anew."""
 
-    The random features are drawn once per layer and shared by its heads; `redraw` draws them anew. A
-    factor common to all features of a query cancels; that of a key, e^{g_s}, is left to the engine's
-    stabilizer. No ε is added to the features.
+    def __init__(self, geometry: Geometry, *, features: int, draws: Draws, rngs: nnx.Rngs):
+        super().__init__(geometry, rngs=rngs)
+        if features < 1:
+            raise BadInput(f"{self.name} features={features} must be at least 1, about H log H.")
+        if draws not in get_args(Draws):
+            raise BadInput(f"{self.name} draws={draws!r} must be one of {', '.join(get_args(Draws))}.")
+        self.features, self.draws = features, draws
+        self.projections = Buffer(self.drawn(rngs.params()))
+
+    def drawn(self, key: jax.Array) -> jax.Array:
+        """The ω_i, as rows; here one set for all heads."""
+        return gaussian(key, self.features, self.geometry.head_size, self.draws)
+
+    def redraw(self, rngs: nnx.Rngs) -> None:
+        """New random features, as section 4.2 of arXiv:2009.14794 does during training."""
+        self.projections[...] = self.drawn(rngs.params())
+
+    def feature_flops(self, batch, length):
+        g = self.geometry
+        return 2 * batch * length * (g.heads + g.kv_heads) * g.head_size * self.features
+
+
+class Performer(RandomFeatures):
+    """Rethinking attention with Performers (arXiv:2009.14794), softmax kernel, positive features.
+
+    The random features are drawn once per layer and shared by its heads. A factor common to all features of
+    a query cancels; that of a key, e^{g_s}, is left to the engine's stabilizer. No ε is added to the
+    features. `draws` may be "independent", whose variance is larger. The paper's trigonometric features are
+    `performer_trigonometric`.
     """
 
     name = "performer"
@@ -36,21 +68,23 @@ class Performer(RecurrenceMixer):
     small = {"features": 16}
     tolerance = {"float32": 2e-5, "bfloat16": 3e-2}
 
-    def __init__(self, geometry: Geometry, *, features: int = 128, rngs: nnx.Rngs):
-        super().__init__(geometry, rngs=rngs)
-        if features < 1:
-            raise BadInput(f"performer features={features} must be at least 1; the paper uses about H log H.")
-        self.features = features
-        self.projections = Buffer(orthogonal_gaussian(rngs.params(), features, geometry.head_size))
+    def __init__(
+        self, geometry: Geometry, *, features: int = 128, draws: Draws = "orthogonal", rngs: nnx.Rngs
+    ):
+        super().__init__(geometry, features=features, draws=draws, rngs=rngs)
 
-    def redraw(self, rngs: nnx.Rngs) -> None:
-        """New random features, as the paper's section 4.2 does during training."""
-        self.projections[...] = orthogonal_gaussian(rngs.params(), self.features, self.geometry.head_size)
+    def scaled(self, x: jax.Array) -> jax.Array:
+        """x' = x / H^¼, so that qᵀk / √H = q'ᵀk'."""
+        return x.astype(jnp.promote_types(jnp.float32, x.dtype)) / self.geometry.head_size**0.25
+
+    def projected(self, x: jax.Array) -> jax.Array:
+        """ω_iᵀx, (…, H) → (…, m)."""
+        return x @ self.projections[...].T.astype(x.dtype)
 
     def exponents(self, x: jax.Array) -> jax.Array:
-        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 with x' = x / H^¼ (Lemma 1, equation 5)."""
-        x = x.astype(jnp.promote_types(jnp.float32, x.dtype)) / self.geometry.head_size**0.25
-        return x @ self.projections[...].T.astype(x.dtype) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
+        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 (Lemma 1, equation 5)."""
+        x = self.scaled(x)
+        return self.projected(x) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
 
     def definition(self, q, k, v):
         """Equations 4–6: D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""
@@ -71,7 +105,3 @@ class Performer(RecurrenceMixer):
             log_gain=repeat_heads(gain, heads),
             normalizer="sum",
         )
-
-    def feature_flops(self, batch, length):
-        g = self.geometry
-        return 2 * batch * length * (g.heads + g.kv_heads) * g.head_size * self.features

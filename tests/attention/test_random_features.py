@@ -1,0 +1,52 @@
+"""What random features estimate, and how they are drawn."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.attention.catalogue import build
+from transformer_jax.attention.contract import Geometry
+
+pytestmark = pytest.mark.quick
+
+H = 16
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def softmax_attention(q, k, v, scale):
+    return jax.nn.softmax(scale * q @ k.T) @ v
+
+
+def estimate(name, q, k, v, **options):
+    mixer = build(name, Geometry(width=H, causal=False), rngs=nnx.Rngs(1), **options)
+    weights = {name: w[0] for name, w in mixer.weights().items()}
+    return mixer.definition(q, k, v, **weights)
+
+
+def error(found, wanted):
+    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize("draws", ["orthogonal", "independent"])
+@pytest.mark.parametrize("name", ["performer", "performer_trigonometric"])
+def test_performer_estimates_softmax_attention(name, draws):
+    q, k, v = (0.5 * normal(24, H, seed=seed) for seed in range(3))
+    wanted = softmax_attention(q, k, v, H**-0.5)
+    errors = [error(estimate(name, q, k, v, features=m, draws=draws), wanted) for m in (64, 4096)]
+    assert errors[1] < 0.1 and errors[1] < errors[0] / 2
+
+
+@pytest.mark.parametrize("draws", ["orthogonal", "independent"])
+def test_draws_are_what_they_are_called(draws):
+    w = np.asarray(
+        build("performer", Geometry(width=H), features=H, draws=draws, rngs=nnx.Rngs(0)).projections
+    )
+    right_angles = np.abs(w @ w.T - np.diag((w * w).sum(1))).max() < 1e-4
+    assert right_angles == (draws == "orthogonal")
