@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from transformer_jax.attention.catalogue import build
-from transformer_jax.attention.contract import Geometry
+from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.attention.gates import unit
 
 pytestmark = pytest.mark.quick
 
@@ -43,6 +44,14 @@ def test_performer_estimates_softmax_attention(name, draws):
     assert errors[1] < 0.1 and errors[1] < errors[0] / 2
 
 
+def test_rfa_estimates_softmax_attention_between_unit_vectors():
+    q, k, v = (normal(24, H, seed=seed) for seed in range(3))
+    q, k = unit(q), unit(k)
+    wanted = softmax_attention(q, k, v, 1.0)
+    errors = [error(estimate("rfa", q, k, v, features=m), wanted) for m in (64, 4096)]
+    assert errors[1] < 0.15 and errors[1] < errors[0] / 2
+
+
 @pytest.mark.parametrize("draws", ["orthogonal", "independent"])
 def test_draws_are_what_they_are_called(draws):
     w = np.asarray(
@@ -50,3 +59,16 @@ def test_draws_are_what_they_are_called(draws):
     )
     right_angles = np.abs(w @ w.T - np.diag((w * w).sum(1))).max() < 1e-4
     assert right_angles == (draws == "orthogonal")
+
+
+def test_a_gate_that_writes_nothing_divides_no_zero_by_zero():
+    mixer = build("rfa_gated", Geometry(width=H), rngs=nnx.Rngs(0))
+    x = normal(1, 12, H)
+    for logit in (-200.0, 200.0):
+        mixer.gate.kernel[...] = 0 * mixer.gate.kernel[...]
+        mixer.gate.bias[...] = jnp.full(1, logit)
+        streams, _ = mixer.streams(x, Layout.plain(1, 12))
+        o, _ = mixer.core(streams, Layout.plain(1, 12), None)
+        assert np.isfinite(o).all() and np.abs(o[0, -1]).max() > 0
+        if logit < 0:  # g = 0: each token reads what it wrote itself
+            np.testing.assert_allclose(o, streams["v"], rtol=1e-4, atol=1e-5)
