@@ -1,4 +1,4 @@
-"""Landmarks against plain products, and what Linformer and Performer keep beside their parameters."""
+"""Landmarks against plain products; Linformer, Nyströmformer and Performer at their limits."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from flax import nnx
 from transformer_jax.attention.contract import Buffer, Geometry, Layout
 from transformer_jax.attention.engines import landmarks
 from transformer_jax.attention.variants.linformer import Linformer
+from transformer_jax.attention.variants.nystrom import Nystrom
 from transformer_jax.attention.variants.performer import Performer
 from transformer_jax.errors import BadInput
 
@@ -41,6 +42,30 @@ def test_linformer_refuses_a_context_longer_than_its_projections():
     mixer = Linformer(Geometry(width=8, length=16, causal=False), landmarks=4, rngs=nnx.Rngs(0))
     with pytest.raises(BadInput, match="raise length"):
         mixer(normal(1, 4, 8), Layout.plain(1, 4), context=normal(1, 17, 8))
+
+
+def softmax_attention(q, k, v):
+    return jax.nn.softmax(q @ k.T / q.shape[1] ** 0.5) @ v
+
+
+def nystrom(**options):
+    mixer = Nystrom(Geometry(width=8, causal=False), landmarks=9, rngs=nnx.Rngs(0), taps=3, **options)
+    mixer.kernel[...] = 0 * mixer.kernel[...]
+    return mixer
+
+
+def test_nystrom_with_every_token_a_landmark_is_softmax_attention():
+    q, k, v = (normal(1, 9, 1, 8, seed=seed) for seed in range(3))
+    o, _ = nystrom(iterations=20).core({"q": q, "k": k, "v": v}, Layout.plain(1, 9), None)
+    np.testing.assert_allclose(o[0, :, 0], softmax_attention(*(x[0, :, 0] for x in (q, k, v))), atol=1e-4)
+
+
+def test_a_row_shorter_than_the_landmarks_has_its_tokens_as_landmarks():
+    mixer, x = nystrom(), normal(2, 20, 8)
+    y, _ = mixer(x, Layout(Layout.plain(2, 20).positions, None, jnp.array([4, 13])))
+    for row, length in enumerate((4, 13)):
+        alone, _ = mixer(x[row : row + 1, :length], Layout.plain(1, length))
+        np.testing.assert_allclose(y[row : row + 1, :length], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_redrawing_changes_the_features_and_nothing_learned():

@@ -1,0 +1,66 @@
+"""Landmarks and transforms against independent modules with the same weights: those of `transformers`."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.attention.catalogue import build
+from transformer_jax.attention.contract import Geometry, Layout
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+B, T, D, N = 2, 24, 16, 2
+CLOSE = 2e-5
+"""‖ours − theirs‖ / ‖theirs‖ in float32, whose roundings the six iterations of an inverse enlarge."""
+
+
+def numpy(tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def ours(name: str, **options):
+    geometry = Geometry(width=D, heads=N, length=T, causal=False)
+    return build(name, geometry, rngs=nnx.Rngs(0), **options)
+
+
+def inputs() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((B, T, D)).astype(np.float32)
+
+
+def agree(found, wanted) -> None:
+    error = np.linalg.norm(np.asarray(found) - wanted) / np.linalg.norm(wanted)
+    assert error <= CLOSE, f"error {error:.1e}"
+
+
+def test_nystrom_is_that_of_nystromformer():
+    """The module has biases, which are set to zero, and no output projection; its start of the iteration is
+    set to that of each row and head."""
+    from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
+
+    config = transformers.NystromformerConfig(
+        hidden_size=D,
+        num_attention_heads=N,
+        num_landmarks=6,
+        segment_means_seq_len=T,
+        conv_kernel_size=5,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    module = NystromformerSelfAttention(config).eval()
+    module.init_option = "exact"
+    mixer = ours("nystrom", landmarks=6, taps=5)
+    for name in ("query", "key", "value"):
+        projection = getattr(module, name)
+        torch.nn.init.normal_(projection.weight, 0, 0.4)
+        torch.nn.init.zeros_(projection.bias)
+        getattr(mixer, name).kernel[...] = jnp.asarray(numpy(projection.weight).T)
+    mixer.kernel[...] = jnp.asarray(numpy(module.conv.weight)[:, 0, :, 0])
+    mixer.out.kernel[...] = jnp.eye(D)
+    x = inputs()
+    with torch.no_grad():
+        wanted = numpy(module(torch.tensor(x))[0])
+    agree(mixer(jnp.asarray(x), Layout.plain(B, T))[0], wanted)
