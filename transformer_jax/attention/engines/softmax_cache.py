@@ -21,12 +21,14 @@ PIECE = 256
 """Keys of the cache that are read at a time."""
 
 
-def empty(batch: int, kv_heads: int, head_size: int, slots: int, dtype: str) -> State:
-    """The state of `batch` sequences before their first token."""
-    zeros = lambda: jnp.zeros((batch, kv_heads, head_size, slots), jnp.dtype(dtype))
+def empty(
+    batch: int, kv_heads: int, head_size: int, slots: int, dtype: str, key_size: int | None = None
+) -> State:
+    """The state of `batch` sequences before their first token; keys are as long as values, or `key_size`."""
+    zeros = lambda size: jnp.zeros((batch, kv_heads, size, slots), jnp.dtype(dtype))
     return {
-        "k": zeros(),
-        "v": zeros(),
+        "k": zeros(key_size or head_size),
+        "v": zeros(head_size),
         "segment": jnp.full((batch, slots), -1, jnp.int32),
         "count": jnp.zeros((batch,), jnp.int32),
         "last": jnp.zeros((batch,), jnp.int32),

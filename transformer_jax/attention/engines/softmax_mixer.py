@@ -153,7 +153,7 @@ class CachedMixer(SoftmaxMixer):
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
         g = self.geometry
-        return softmax_cache.empty(batch, g.kv_heads, g.head_size, g.length, g.dtype)
+        return softmax_cache.empty(batch, g.kv_heads, g.head_size, g.length, g.dtype, self.key_size)
 
 
 class StoredMixer(CachedMixer):
@@ -189,4 +189,4 @@ class RingMixer(SoftmaxMixer):
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
         g = self.geometry
-        return softmax_cache.empty(batch, g.kv_heads, g.head_size, self.slots, g.dtype)
+        return softmax_cache.empty(batch, g.kv_heads, g.head_size, self.slots, g.dtype, self.key_size)
