@@ -1,4 +1,4 @@
-"""Landmarks and transforms against independent modules with the same weights: those of `transformers`."""
+"""Landmarks, transforms and AFT against independent modules of `transformers` with the same weights."""
 
 from __future__ import annotations
 
@@ -64,3 +64,17 @@ def test_nystrom_is_that_of_nystromformer():
     with torch.no_grad():
         wanted = numpy(module(torch.tensor(x))[0])
     agree(mixer(jnp.asarray(x), Layout.plain(B, T))[0], wanted)
+
+
+def test_fnet_is_that_of_transformers():
+    """Padded, each row is the transform of what it holds."""
+    from transformers.models.fnet.modeling_fnet import FNetBasicFourierTransform
+
+    module = FNetBasicFourierTransform(transformers.FNetConfig(hidden_size=D))
+    mixer, x, plain = ours("fnet"), inputs(), Layout.plain(B, T)
+    agree(mixer(jnp.asarray(x), plain)[0], numpy(module(torch.tensor(x))[0]))
+    lengths = [19, 7]
+    padded, _ = mixer(jnp.asarray(x), Layout(plain.positions, None, jnp.asarray(lengths)))
+    for row, length in enumerate(lengths):
+        wanted = numpy(module(torch.tensor(x[row : row + 1, :length]))[0])
+        agree(padded[row : row + 1, :length], wanted)
