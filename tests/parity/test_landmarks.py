@@ -78,3 +78,17 @@ def test_fnet_is_that_of_transformers():
     for row, length in enumerate(lengths):
         wanted = numpy(module(torch.tensor(x[row : row + 1, :length]))[0])
         agree(padded[row : row + 1, :length], wanted)
+
+
+def test_aft_simple_is_rwkv_that_forgets_nothing():
+    """RWKV-4 without decay and without a bonus for the current token is its causal form."""
+    from transformers.models.rwkv.modeling_rwkv import rwkv_linear_attention_cpu
+
+    x, geometry = inputs(), Geometry(width=D, heads=N, length=T)
+    mixer = build("aft_simple", geometry, rngs=nnx.Rngs(0))
+    mixer.key.kernel[...] = 5 * mixer.key.kernel[...]
+    mixer.out.kernel[...] = jnp.eye(D)
+    q, k, v = (np.array(project(x)) for project in (mixer.query, mixer.key, mixer.value))
+    never, none = torch.full((D,), -1e9), torch.zeros(D)
+    wkv = numpy(rwkv_linear_attention_cpu(never, none, torch.tensor(k), torch.tensor(v))[0])
+    agree(mixer(jnp.asarray(x), Layout.plain(B, T))[0], wkv / (1 + np.exp(-q)))

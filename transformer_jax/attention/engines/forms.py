@@ -174,7 +174,7 @@ def _steps(r: Recurrence, starts, valid, state: State):
     m = None
     if gain is not None:
         log_decay = jnp.zeros_like(gain) if log_decay is None else log_decay
-        m, shift, rest = _stabilizer(log_decay, gain, state["m"])
+        m, shift, rest = stabilizer(log_decay, gain, state["m"])
         log_decay = log_decay + (shift if log_decay.ndim == 3 else shift[..., None])
         v = v * rest[..., None]
         c = None if c is None else c * jnp.exp(shift)
@@ -189,8 +189,8 @@ def _steps(r: Recurrence, starts, valid, state: State):
     return Steps(q=q, k=k, v=v, log_decay=log_decay, b=b, c=c, reads=reads), m, sign
 
 
-def _stabilizer(log_decay, gain, m):
-    """m_t = max(log D_t + m_{t−1}, g_t) from m (B, N); also m_{t−1} − m_t and e^{g_t − m_t}.
+def stabilizer(log_decay, gain, m):
+    """m_t = max(log D_t + m_{t−1}, g_t) from m (B, N); also m_{t−1} − m_t and e^{g_t − m_t}, all (B, T, N).
 
     The normalized output does not depend on m, so no gradient flows through it.
     """

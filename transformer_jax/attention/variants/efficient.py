@@ -5,9 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.attention.contract import Capability, Layout
+from transformer_jax.attention.contract import Capability
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines.forms import Recurrence
+from transformer_jax.attention.engines.pool import over_positions
 from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
 
 
@@ -40,22 +41,3 @@ class Efficient(RecurrenceMixer):
         q = streams["q"].astype(jnp.promote_types(jnp.float32, streams["q"].dtype))
         k, v = repeat_heads(streams["k"], heads), repeat_heads(streams["v"], heads)
         return Recurrence(q=jax.nn.softmax(q, axis=-1), k=k, v=v)
-
-
-def over_positions(k: jax.Array, layout: Layout) -> jax.Array:
-    """Softmax of k (B, S, K, H) along S, over the valid positions of each segment."""
-    k = k.astype(jnp.promote_types(jnp.float32, k.dtype))
-    if layout.valid is not None:
-        k = jnp.where(layout.valid[..., None, None], k, -jnp.inf)
-    if layout.segments is None:
-        top, total = jnp.max(k, axis=1, keepdims=True), lambda e: jnp.sum(e, axis=1, keepdims=True)
-    else:
-        number = jnp.cumsum(layout.starts(), axis=1)  # of the segment in its row, below S
-        pick = jax.vmap(lambda each, number: each[number])
-        reduced = lambda reduce, x: jax.vmap(lambda x, n: reduce(x, n, num_segments=x.shape[0]))(x, number)
-        top = pick(reduced(jax.ops.segment_max, k), number)
-        total = lambda e: pick(reduced(jax.ops.segment_sum, e), number)
-    # A row of nothing but padding has no largest key, and gives 0.
-    e = jnp.exp(k - jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0, top)))
-    z = total(e)
-    return e / jnp.where(z > 0, z, 1)
