@@ -92,3 +92,21 @@ def test_aft_simple_is_rwkv_that_forgets_nothing():
     never, none = torch.full((D,), -1e9), torch.zeros(D)
     wkv = numpy(rwkv_linear_attention_cpu(never, none, torch.tensor(k), torch.tensor(v))[0])
     agree(mixer(jnp.asarray(x), Layout.plain(B, T))[0], wkv / (1 + np.exp(-q)))
+
+
+def test_latent_is_two_attentions_of_torch():
+    """Packing and unpacking by `MultiheadAttention`, the first with queries and outputs as they are."""
+    m, mixer, x = 5, ours("latent", latents=5), inputs()
+    attend = lambda: torch.nn.MultiheadAttention(D, N, bias=False, batch_first=True).eval()
+    pack, unpack, eye = attend(), attend(), jnp.eye(D)
+    for module, kernels, out in (
+        (pack, (eye, mixer.key.kernel, mixer.value.kernel), eye),
+        (unpack, (mixer.query.kernel, mixer.packed_key.kernel, mixer.packed_value.kernel), mixer.out.kernel),
+    ):
+        rows = torch.tensor(np.concatenate([np.asarray(kernel[...]).T for kernel in kernels]))
+        module.in_proj_weight = torch.nn.Parameter(rows)
+        module.out_proj.weight = torch.nn.Parameter(torch.tensor(np.asarray(out[...]).T))
+    tokens = torch.tensor(x)
+    latents = torch.tensor(np.array(mixer.latents[...].reshape(1, m, D))).expand(B, m, D)
+    packed, _ = pack(latents, tokens, tokens)
+    agree(mixer(jnp.asarray(x), Layout.plain(B, T))[0], numpy(unpack(tokens, packed, packed)[0]))
