@@ -10,6 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.measure.program import largest_array
 
 pytestmark = pytest.mark.quick
 
@@ -54,3 +55,15 @@ def test_rg_lru_that_keeps_all_writes_nothing_and_has_a_gradient():
 
     value, gradient = jax.value_and_grad(total)(jnp.zeros_like(streams["log_decay"]))
     assert value == 0 and np.isfinite(gradient).all()
+
+
+def test_the_states_of_mamba_exist_for_a_chunk_only():
+    """Neither forward nor backward holds all T of them: those are state_size times a stream."""
+    length, state_size = 1024, 16
+    mamba, layout = mixer("mamba", state_size=state_size), Layout.plain(1, length)
+
+    def step(x):
+        return jax.grad(lambda x: jnp.sum(mamba(x, layout)[0] ** 2))(x)
+
+    largest = largest_array(step, jax.ShapeDtypeStruct((1, length, 8), jnp.float32))
+    assert largest < length * 8 * state_size / 2

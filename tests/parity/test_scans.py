@@ -47,3 +47,33 @@ def test_rg_lru():
     # Counted from 1: the token at position 0 is an exception of theirs, which the paper does not have.
     positions = torch.arange(1, T + 1).expand(B, T)
     agree(mixer, theirs, positions, None, use_cache=False)
+
+
+def test_mamba():
+    from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
+
+    config = MambaConfig(
+        hidden_size=D,
+        expand=N * H // D,
+        state_size=6,
+        time_step_rank=5,
+        conv_kernel=4,
+        use_conv_bias=False,
+        num_hidden_layers=1,
+    )
+    theirs = randomized(MambaMixer(config, layer_idx=0))
+    mixer = ours("mamba", state_size=6, rank=5)
+    inputs, gate = torch.chunk(theirs.in_proj.weight, 2)
+    put_linear(mixer.inputs, inputs)
+    put_linear(mixer.gate, gate)
+    put_linear(mixer.selection_down, theirs.x_proj.weight)
+    put_linear(mixer.time_step, theirs.dt_proj.weight)
+    put_linear(mixer.out, theirs.out_proj.weight)
+    put_taps(mixer.convolution, theirs.conv1d.weight)
+    for mine, other in (
+        (mixer.dt_bias, theirs.dt_proj.bias),
+        (mixer.A_log, theirs.A_log),
+        (mixer.skip, theirs.D),
+    ):
+        put(mine, numpy(other))
+    agree(mixer, theirs)
