@@ -40,8 +40,8 @@ def numpy(tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def ours(name: str, *, kv_heads: int = N, **options):
-    geometry = Geometry(width=D, heads=N, kv_heads=kv_heads, head_size=H, length=T)
+def ours(name: str, *, heads: int = N, kv_heads: int | None = None, size: int = H, **options):
+    geometry = Geometry(width=D, heads=heads, kv_heads=kv_heads, head_size=size, length=T)
     return build(name, geometry, rngs=nnx.Rngs(0), **options)
 
 

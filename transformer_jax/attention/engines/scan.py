@@ -62,9 +62,29 @@ def expanded_scan(
     Returns:
       (B, T, …), and (B, …).
     """
+
+    def body(h, x):
+        streams, starts, valid = x
+        a, b = expand(streams)
+        if starts is not None:
+            a = jnp.where(like(starts, a), 0, a)
+        if valid is not None:
+            a, b = jnp.where(like(valid, a), a, 1), jnp.where(like(valid, b), b, 0)
+        product, own = jax.lax.associative_scan(compose, (a, b), axis=1)
+        hs = own + product * h[:, None]
+        return hs[:, -1], read(hs, streams)
+
+    return in_chunks(body, streams, h, starts, valid, chunk)
+
+
+def in_chunks(body: Callable, streams: Any, state: Any, starts, valid, chunk: int) -> tuple[jax.Array, Any]:
+    """o (B, T, …) and the last state of state, o = body(state, (streams, starts, valid)), one chunk after the
+    other; the backward pass recomputes what is inside of a chunk."""
     batch, length = jax.tree.leaves(streams)[0].shape[:2]
-    chunk = min(chunk, length)
-    chunks = -(-length // chunk)
+    if length == 1:
+        state, o = body(state, (streams, starts, valid))
+        return o, state
+    chunks, chunk = cut(length, chunk)
     extra = chunks * chunk - length
     if extra and valid is None:
         valid = jnp.ones((batch, length), bool)
@@ -74,23 +94,15 @@ def expanded_scan(
         x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
 
-    def body(h, x):
-        streams, starts, valid = x
-        a, b = expand(streams)
-        if starts is not None:
-            a = jnp.where(_like(starts, a), 0, a)
-        if valid is not None:
-            a, b = jnp.where(_like(valid, a), a, 1), jnp.where(_like(valid, b), b, 0)
-        product, own = jax.lax.associative_scan(compose, (a, b), axis=1)
-        hs = own + product * h[:, None]
-        return hs[:, -1], read(hs, streams)
-
-    if length == 1:
-        h, o = body(h, (streams, starts, valid))
-        return o, h
     folded = jax.tree.map(fold, (streams, starts, valid))
-    h, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), h, folded)
-    return jnp.moveaxis(o, 0, 1).reshape(batch, chunks * chunk, *o.shape[3:])[:, :length], h
+    state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, folded)
+    return jnp.moveaxis(o, 0, 1).reshape(batch, chunks * chunk, *o.shape[3:])[:, :length], state
+
+
+def cut(length: int, chunk: int) -> tuple[int, int]:
+    """How many chunks of at most `chunk` tokens hold `length`, and of how many: as few added as can be."""
+    chunks = -(-length // chunk)
+    return chunks, -(-length // chunks)
 
 
 def compose(first, second):
@@ -98,5 +110,6 @@ def compose(first, second):
     return first[0] * second[0], first[1] * second[0] + second[1]
 
 
-def _like(mask: jax.Array, x: jax.Array) -> jax.Array:
-    return mask.reshape(mask.shape + (1,) * (x.ndim - 2))
+def like(mask: jax.Array, x: jax.Array) -> jax.Array:
+    """The mask with axes of 1 for those that x has more."""
+    return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))
