@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from transformer_jax.attention.catalogue import build
+from transformer_jax.attention.contract import Geometry, Layout
 from transformer_jax.attention.engines.serial import serial
 
 pytestmark = pytest.mark.quick
@@ -36,3 +39,21 @@ def test_chunks_change_neither_values_nor_gradients():
     o, last = once[0][1]
     np.testing.assert_allclose(o[1, 9], 2 * jnp.tanh(x[1, 9]), rtol=1e-6)
     np.testing.assert_allclose(last[1], o[1, 14] / 2, rtol=1e-6)
+
+
+def heads_that_see(name: str) -> list[bool]:
+    """Of two heads: does the hidden state of the first move what each of them gives next?"""
+    mixer = build(name, Geometry(width=8, heads=2), rngs=nnx.Rngs(0))
+    mixer.recurrent[...] = normal(*mixer.recurrent[...].shape)
+    state = mixer.init_state(2)  # of a row whose first head is moved, and of one that is not
+    moved = state["h"].reshape(2, 2, 4).at[0, 0].add(1.0)
+    layout = Layout.plain(2, 1)
+    gates, _ = mixer.streams(jnp.broadcast_to(normal(1, 1, 8), (2, 1, 8)), layout)
+    h, _ = jax.jit(mixer.core)(gates, layout, state | {"h": moved.reshape(state["h"].shape)})
+    h = np.asarray(h).reshape(2, 2, 4)
+    return (np.abs(h[0] - h[1]).max(-1) > 1e-4).tolist()
+
+
+def test_heads_of_slstm_mix_alone_and_lstm_and_gru_have_one_memory():
+    assert heads_that_see("slstm") == [True, False]
+    assert heads_that_see("lstm") == heads_that_see("gru") == [True, True]
