@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from transformer_jax.attention.contract import Layout
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -101,3 +105,34 @@ def test_multi_head_latent_is_that_of_deepseek(compressed):
     give(mixer.out.kernel, module.o_proj.weight.T)
     cos, sin = (x[..., : turned // 2] for x in rotation(turned))
     agree(mixer, module, torch.complex(cos, sin))
+
+
+def test_longformer_is_that_of_its_authors():
+    """Its modules have biases, which are zero here, and no output projection. A row is padded."""
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    length, lengths, first = 24, [24, 19], 2
+    config = transformers.LongformerConfig(
+        hidden_size=WIDTH, num_attention_heads=HEADS, attention_window=[6], attention_probs_dropout_prob=0.0
+    )
+    module = randomized(LongformerSelfAttention(config, 0))
+    mixer = ours("longformer", kv_heads=HEADS, rotary=None, causal=False, window=6, global_tokens=first)
+    for name in ("query", "key", "value", "query_global", "key_global", "value_global"):
+        torch.nn.init.zeros_(getattr(module, name).bias)
+        give(getattr(mixer, name).kernel, getattr(module, name).weight.T)
+    give(mixer.out.kernel, torch.eye(WIDTH))
+    x = np.random.default_rng(1).standard_normal((2, length, WIDTH)).astype(np.float32)
+    place, masked = np.arange(length), np.arange(length) >= np.array(lengths)[:, None]
+    wide = np.broadcast_to(place < first, (2, length))
+    kind = torch.tensor(np.where(masked, -1e4, np.where(wide, 1e4, 0)), dtype=torch.float32)
+    with torch.no_grad():
+        wanted = module(
+            torch.tensor(x),
+            attention_mask=kind,
+            is_index_masked=torch.tensor(masked),
+            is_index_global_attn=torch.tensor(wide),
+            is_global_attn=True,
+        )[0].numpy()
+    layout = Layout(Layout.plain(2, length).positions, None, jnp.asarray(lengths))
+    found = np.asarray(mixer(jnp.asarray(x), layout)[0])
+    np.testing.assert_allclose(found[~masked], wanted[~masked], atol=2e-5 * np.abs(wanted).max())

@@ -39,8 +39,9 @@ def randomized(module):
     return module.eval()
 
 
-def ours(name, *, heads=HEADS, kv_heads, size=SIZE, rotary=BASE, **options):
-    g = Geometry(width=WIDTH, heads=heads, kv_heads=kv_heads, head_size=size, length=32, rotary=rotary)
+def ours(name, *, heads=HEADS, kv_heads, size=SIZE, rotary=BASE, causal=True, **options):
+    sizes = {"width": WIDTH, "heads": heads, "kv_heads": kv_heads, "head_size": size, "length": 32}
+    g = Geometry(**sizes, rotary=rotary, causal=causal)
     return build(name, g, rngs=nnx.Rngs(0), **options)
 
 

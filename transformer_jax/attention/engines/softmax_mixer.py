@@ -89,7 +89,8 @@ class SoftmaxMixer(HeadMixer):
         """Attention of the tokens to each other, or in cross-attention to a context: (o, lse).
 
         A pattern of several parts gives for each its `plan`, the rule that it `sees`, which keys, by their
-        `places`, take part at all, and how many tokens lie from one to the next (`step`).
+        `places`, take part at all, and how many tokens lie from one to the next (`step`). Queries may be
+        those of the first tokens alone.
         """
         q, k, v = streams["q"], streams["k"], streams["v"]
         query, key = self.read_by_score(streams)
@@ -97,7 +98,7 @@ class SoftmaxMixer(HeadMixer):
         key |= {"index": step * jnp.arange(k.shape[1]), "k": k, "v": v}
         if layout.segments is not None or layout.lengths is not None:
             segment = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
-            query["segment"] = segment
+            query["segment"] = segment[:, : q.shape[1]]
             key["segment"] = segment if layout.valid is None else jnp.where(layout.valid, segment, -1)
         if places is not None:
             key = {name: jnp.take(x, places, axis=min(x.ndim - 1, 1)) for name, x in key.items()}
