@@ -109,3 +109,19 @@ def spans(start: np.ndarray, stop: np.ndarray, keys: int, block: int) -> list[Sp
         starts = np.minimum(start[rows], keys - size)
         groups.append(Span(rows=rows, starts=starts, length=int(size)))
     return groups
+
+
+def listed(lists: Sequence[Sequence[int]], block: int) -> list[Blocks]:
+    """Groups rows, each with its list of key blocks, by their number of those; lists are filled up, with
+    nothing, until there are at most MAX_GROUPS."""
+    count = np.array([len(keys) for keys in lists])
+    length, unit = count, 1
+    while len(np.unique(length)) > MAX_GROUPS:
+        unit += 1
+        length = -(-count // unit) * unit
+    groups = []
+    for size in np.unique(length):
+        rows = np.flatnonzero(length == size)
+        filled = [[*lists[row], *[-1] * (size - count[row])] for row in rows.tolist()]
+        groups.append(Blocks(rows=rows, lists=np.array(filled, np.int32), block=block))
+    return groups
