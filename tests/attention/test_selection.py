@@ -72,6 +72,19 @@ def test_native_sparse_that_selects_every_block_and_has_a_long_window_is_full_at
     np.testing.assert_allclose(coarse[:, 7], jnp.repeat(values[:, 0], N // K, axis=1), atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"chunk": 64, "rounds": 1}, {"chunk": 19, "rounds": 3}])
+def test_reformer_whose_chunks_reach_everywhere_is_softmax_attention_to_all_others(options):
+    g = Geometry(width=D, heads=N, length=48, causal=False)
+    mixer = build("reformer", g, buckets=4, rngs=nnx.Rngs(0), **options)
+    layout = Layout.plain(B, T)
+    streams, _ = mixer.streams(jnp.asarray(np.random.default_rng(2).standard_normal((B, T, D))), layout)
+    q = streams["q"]
+    scores = jnp.einsum("btnh,bsnh->bnts", q, q / jnp.linalg.norm(q, axis=-1, keepdims=True))
+    weights = jax.nn.softmax(jnp.where(jnp.eye(T, dtype=bool)[None, None], -jnp.inf, scores))
+    found = jit(lambda s: mixer.core(s, layout, None)[0])(streams)
+    np.testing.assert_allclose(found, jnp.einsum("bnts,bsnh->btnh", weights, streams["v"]), atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"block": 0}, {"top_k": 0}])
 def test_moba_refuses_what_counts_nothing(options):
     with pytest.raises(BadInput, match="give 1 or more"):
