@@ -85,6 +85,28 @@ def test_reformer_whose_chunks_reach_everywhere_is_softmax_attention_to_all_othe
     np.testing.assert_allclose(found, jnp.einsum("bnts,bsnh->btnh", weights, streams["v"]), atol=1e-5)
 
 
+def test_sinkhorn_of_one_block_is_full_attention():
+    """Each key stands there twice."""
+    found, wanted = both("sinkhorn", block=64, causal=False)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_sinkhorn_that_is_sure_of_a_permutation_pairs_blocks_by_it():
+    block, order = 6, np.array([2, 0, 3, 1])
+    g = Geometry(width=D, heads=N, length=24, causal=False)
+    mixer = build("sinkhorn", g, block=block, rngs=nnx.Rngs(0))
+    layout = Layout.plain(B, 24)
+    streams, _ = mixer.streams(jnp.asarray(np.random.default_rng(2).standard_normal((B, 24, D))), layout)
+    sure = jnp.broadcast_to(80 * jnp.eye(4)[order][None, :, None], streams["sort"].shape)
+    found = jit(lambda s: mixer.core(s, layout, None)[0])(streams | {"sort": sure})
+    q, k, v = (streams[name] for name in "qkv")
+    at = np.arange(24) // block
+    seen = (at[:, None] == at[None]) | (order[at][:, None] == at[None])
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) / q.shape[-1] ** 0.5
+    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf))
+    np.testing.assert_allclose(found, jnp.einsum("bnts,bsnh->btnh", weights, v), atol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"block": 0}, {"top_k": 0}])
 def test_moba_refuses_what_counts_nothing(options):
     with pytest.raises(BadInput, match="give 1 or more"):

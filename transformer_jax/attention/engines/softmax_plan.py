@@ -96,6 +96,13 @@ def band(
     return Plan(queries=queries, keys=keys, block=block, groups=spans(start, stop, keys, block))
 
 
+def own_blocks(queries: int, keys: int, block: int) -> Plan:
+    """The plan of queries that see the block of keys at their own place."""
+    rows = np.arange(-(-queries // block))
+    group = Blocks(rows=rows, lists=rows[:, None], block=block)
+    return Plan(queries=queries, keys=keys, block=block, groups=[group])
+
+
 def spans(start: np.ndarray, stop: np.ndarray, keys: int, block: int) -> list[Span]:
     """Groups rows by their number of keys, widening spans until there are at most MAX_GROUPS of them."""
     length = np.maximum(stop - start, 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -20,7 +19,7 @@ from transformer_jax.attention.engines.softmax_chosen import (
     rows_of,
 )
 from transformer_jax.attention.engines.softmax_mixer import CachedMixer
-from transformer_jax.attention.engines.softmax_plan import Blocks, Plan
+from transformer_jax.attention.engines.softmax_plan import own_blocks
 from transformer_jax.errors import BadInput
 
 
@@ -73,10 +72,7 @@ class Moba(CachedMixer):
         return (j <= i) & (i // self.block == j // self.block)
 
     def plan(self, queries, keys):
-        """Of the own blocks."""
-        rows = np.arange(-(-queries // self.block))
-        own = Blocks(rows=rows, lists=rows[:, None], block=self.block)
-        return Plan(queries=queries, keys=keys, block=self.block, groups=[own])
+        return own_blocks(queries, keys, self.block)
 
     def selection(self, streams, layout):
         k = streams["k"].astype(jnp.promote_types(jnp.float32, streams["k"].dtype))

@@ -120,7 +120,7 @@ class Reformer(HeadMixer):
         return merge(parts)[0], {}
 
     def plan(self, length: int, chunks: jax.Array) -> Plan:
-        """Each chunk with the one before it; the first of each of B rows with the last of its `chunks` (B,)."""
+        """Each chunk with the one before it; the first one of a row with the last of its `chunks` (B,)."""
         rows = np.arange(-(-length // self.chunk))
         shape = len(chunks), self.geometry.heads, len(rows)
         before = jnp.broadcast_to(jnp.asarray(rows - 1, jnp.int32), shape)
