@@ -79,7 +79,7 @@ class H3(HeadMixer):
         return {"a": a, "c": 2 * C * jnp.expm1(a) / A, "d": part(self.skip)}
 
     def definition(self, q, k, v, a, c, d):
-        """Algorithm 1, line 5, and equation 1: u_i = k̄_i v_iᵀ, x_i = Ā x_{i−1} + B̄ u_i, y_i = C x_i + D u_i,
+        """Algorithm 1, of one of its heads: u_i = k̄_i v_iᵀ, x_i = Ā x_{i−1} + B̄ u_i, y_i = C x_i + D u_i,
         o_i = q_iᵀ y_i, with B̄ in C."""
 
         def step(x, i):

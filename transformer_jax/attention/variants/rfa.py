@@ -47,7 +47,7 @@ class Rfa(RandomFeatures):
         return {"w": jnp.repeat(w, self.geometry.heads // self.geometry.kv_heads, axis=0)}
 
     def definition(self, q, k, v, w):
-        """Equations 2 and 5: φ(x) = √(1/D) [sin(w₁ᵀx), …, cos(w_Dᵀx)] and
+        """Theorem 1 and section 3.1: φ(x) = √(1/D) [sin(w₁ᵀx), …, cos(w_Dᵀx)] and
         Σ_s φ(q_t)ᵀφ(k_s) v_s / Σ_s φ(q_t)ᵀφ(k_s), over s ≤ t if causal."""
         A = phi(q, w) @ phi(k, w).T
         if self.geometry.causal:

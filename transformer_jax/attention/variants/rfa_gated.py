@@ -38,7 +38,7 @@ class RfaGated(Rfa):
         self.gate = nnx.Linear(geometry.width, geometry.heads, dtype=dtype, rngs=rngs)
 
     def definition(self, q, k, v, gate, w):
-        """Equation 7: S_t = g_t S_{t−1} + (1 − g_t) φ(k_t) ⊗ v_t, z_t = g_t z_{t−1} + (1 − g_t) φ(k_t),
+        """Section 3.2: S_t = g_t S_{t−1} + (1 − g_t) φ(k_t) ⊗ v_t, z_t = g_t z_{t−1} + (1 − g_t) φ(k_t),
         output φ(q_t)ᵀ S_t / φ(q_t)ᵀ z_t; `gate` has the logit of g_t."""
 
         def step(state, x):

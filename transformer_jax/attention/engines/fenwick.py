@@ -1,0 +1,129 @@
+"""A linear recurrence that keeps, instead of one state, one for each level of a Fenwick tree.
+
+    o_t = Σ_ℓ λ_t^(ℓ) S_t^(ℓ)ᵀ q_t,    S_t^(ℓ) = Σ_{s: ℓ(t, s) = ℓ} (D_t … D_{s+1}) k_s v_sᵀ
+
+The level ℓ(t, s) is the number of bits of t xor s, counted from the start of the segment: 0 for the token
+itself, and twice as many tokens from each level to the next. Within a chunk pairs are weighed by λ at
+their level. Between chunks, the state of level ℓ at token e is seen from a later t at the level
+max(ℓ, m), m = ℓ(t, e): all of its tokens lie on one side of the highest bit in which t and e differ.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from transformer_jax.attention.contract import Layout, State
+from transformer_jax.attention.engines.decay import decay
+
+CHUNK = 64
+
+
+def level(t: jax.Array, s: jax.Array) -> jax.Array:
+    """ℓ(t, s), broadcasting."""
+    different = jnp.bitwise_xor(t.astype(jnp.uint32), s.astype(jnp.uint32))
+    return 32 - jax.lax.clz(different).astype(jnp.int32)
+
+
+def levels(length: int) -> int:
+    """How many levels a sequence of `length` tokens has."""
+    return (length - 1).bit_length() + 1
+
+
+def mix(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    log_decay: jax.Array,
+    weight: jax.Array,
+    layout: Layout,
+    state: State | None = None,
+    chunk: int = CHUNK,
+) -> tuple[jax.Array, State]:
+    """o (B, T, N, M) in float32 at least, and the state after each row's last valid token.
+
+    Args:
+      q, k: (B, T, N, H). v: (B, T, N, M).
+      log_decay: (B, T, N), log D of each head; −inf forgets.
+      weight: (B, T, N, levels), λ.
+      chunk: tokens in parallel; no result depends on it.
+    """
+    batch, length, heads, size = k.shape
+    real = jnp.promote_types(jnp.float32, q.dtype)
+    deep = weight.shape[-1]
+    state = empty(batch, heads, deep, size, v.shape[-1], real) if state is None else state
+    n = min(chunk, length)
+    chunks = -(-length // n)
+    valid, starts = layout.valid, layout.starts(state["segment"])
+    ends = jnp.full((batch,), length) if layout.lengths is None else layout.lengths
+    if valid is not None:
+        v = jnp.where(valid[..., None, None], v, 0)
+        log_decay = jnp.where(valid[..., None], log_decay, 0)
+        starts = None if starts is None else starts & valid
+    if starts is not None:
+        log_decay = jnp.where(starts[..., None], -jnp.inf, log_decay)
+
+    def fold(x):
+        """(B, T, …) → (chunks, B, n, …); added tokens write nothing and keep all."""
+        x = jnp.pad(x, ((0, 0), (0, chunks * n - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, chunks, n, *x.shape[2:]), 1, 0)
+
+    def heads_first(x):
+        """(B, n, N, …) → (B·N, n, …)."""
+        x = jnp.moveaxis(x, 2, 1).astype(real)
+        return x.reshape(batch * heads, *x.shape[2:])
+
+    def each_head(x):
+        return jnp.repeat(x, heads, axis=0)
+
+    def body(carry, x):
+        S, last = carry  # (B·N, levels, H, M), (B,)
+        (q, k, v, log_decay, weight), at, some = x
+        q, k, v, log_decay, weight = map(heads_first, (q, k, v, log_decay, weight))
+        D = decay(log_decay, n)
+        pairs = each_head(level(at[:, :, None], at[:, None]))
+        inner = D.inner(q, k, "after") * _picked(weight, pairs)
+        seen_at = jnp.maximum(jnp.arange(deep)[None, None], level(at, last[:, None])[..., None])
+        read = _picked(weight, each_head(seen_at))[..., None] * D.carry(q, "after")[:, :, None]
+        o = jnp.einsum("rtlh,rlhm->rtm", read, S) + jnp.einsum("rts,rsm->rtm", inner, v)
+        end = jnp.take_along_axis(at, jnp.maximum(some - 1, 0)[:, None], axis=1)[:, 0]
+        end = jnp.where(some > 0, end, last)
+        merged = each_head(level(end, last))[:, None, None, None]
+        which = jnp.arange(deep)[None, :, None, None]
+        below = jnp.sum(jnp.where(which <= merged, S, 0), axis=1, keepdims=True)
+        S = jnp.where(which > merged, S, jnp.where(which == merged, below, 0))
+        S = D.whole(S.reshape(len(S), -1, S.shape[-1])).reshape(S.shape)
+        mine = each_head(level(end[:, None], at))[..., None] == jnp.arange(deep)[None, None]
+        written = jnp.where(mine[..., None], D.remain(k)[:, :, None], 0)
+        return (S + jnp.einsum("rslh,rsm->rlhm", written, v), end), o
+
+    S = state["S"].reshape(batch * heads, deep, size, -1).astype(real)
+    some = jnp.clip(ends[None] - n * jnp.arange(chunks)[:, None], 0, n)
+    inputs = (tuple(map(fold, (q, k, v, log_decay, weight))), fold(layout.positions.astype(jnp.int32)), some)
+    (S, last), o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), (S, state["last"]), inputs)
+    o = jnp.moveaxis(o.reshape(chunks, batch, heads, n, -1), (1, 3), (0, 2))
+    moved = {"S": S.reshape(state["S"].shape), "last": last}
+    return o.reshape(batch, chunks * n, heads, -1)[:, :length], moved | {
+        "segment": layout.last_segment(state["segment"])
+    }
+
+
+def empty(batch: int, heads: int, deep: int, size: int, values: int, dtype) -> State:
+    """The state before the first token: S (B, N, levels, H, M), the last token's place and segment (B,)."""
+    return {
+        "S": jnp.zeros((batch, heads, deep, size, values), dtype),
+        "last": jnp.zeros((batch,), jnp.int32),
+        "segment": jnp.full((batch,), -1, jnp.int32),
+    }
+
+
+def flops(batch: int, length: int, heads: int, deep: int, size: int, values: int, chunk: int = CHUNK) -> int:
+    """Matrix-product FLOPs of `mix`."""
+    n = min(chunk, length)
+    return 2 * batch * heads * -(-length // n) * n * (n * (size + values) + 2 * deep * size * values)
+
+
+def _picked(weight: jax.Array, at: jax.Array) -> jax.Array:
+    """λ (R, n, levels) at the levels (R, n, …)."""
+    return jnp.take_along_axis(weight, jnp.minimum(at, weight.shape[-1] - 1), axis=-1)
