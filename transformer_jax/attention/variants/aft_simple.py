@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.attention.contract import Capability
+from transformer_jax.attention.contract import Capability, Layout, State
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines.forms import stabilizer
 from transformer_jax.attention.engines.pool import over_positions, pooled
@@ -61,7 +61,7 @@ class AFTSimple(HeadMixer):
         return 0
 
 
-def running(k, v, layout, state):
+def running(k: jax.Array, v: jax.Array, layout: Layout, state: State | None) -> tuple[jax.Array, State]:
     """Σ_{t' ≤ t} exp(K_t') V_t' / Σ_{t' ≤ t} exp(K_t') within a segment: k (B, T, C), v (B, T, C, M)."""
     state = empty_state(k.shape[0], k.shape[2], k.dtype, v.shape[3]) if state is None else state
     starts, log_decay = layout.starts(state["segment"]), jnp.zeros_like(k)
@@ -78,7 +78,7 @@ def running(k, v, layout, state):
     return o / jnp.where(z > 0, z, 1), {"sums": last, "m": m[:, -1], "segment": segment}
 
 
-def empty_state(batch, channels, dtype, values=1):
+def empty_state(batch: int, channels: int, dtype: jnp.dtype, values: int = 1) -> State:
     """Before the first token: the two sums, the largest key so far, and the segment."""
     dtype = jnp.promote_types(jnp.float32, dtype)
     return {
