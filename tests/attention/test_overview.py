@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,24 @@ from transformer_jax.attention.overview import page
 
 pytestmark = pytest.mark.quick
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "mechanisms.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "mechanisms.md"
 
 
 def test_the_page_is_up_to_date():
     assert PAGE.read_text() == page(), "write it anew: transformer-jax list --markdown > docs/mechanisms.md"
 
 
-def test_every_mechanism_has_a_section_and_a_paper():
-    text = page()
-    for name, mixer in catalogue().items():
-        if mixer.__module__.startswith("transformer_jax."):
-            assert f"### {name}\n" in text and mixer.paper and mixer.__doc__
+OURS = {name: m for name, m in catalogue().items() if m.__module__.startswith("transformer_jax.")}
+
+
+def test_every_mechanism_has_a_section_and_a_paper_and_stands_in_the_readme():
+    text, readme = page(), (ROOT / "README.md").read_text()
+    for name, mixer in OURS.items():
+        assert f"### {name}\n" in text and mixer.paper and mixer.__doc__
+        assert f"`{name}`" in readme
+
+
+def test_a_variant_is_one_short_file():
+    for mixer in OURS.values():
+        assert len(Path(inspect.getfile(mixer)).read_text().splitlines()) <= 150
