@@ -29,7 +29,7 @@ class H3(HeadMixer):
 
     name = "h3"
     paper = "arXiv:2212.14052"
-    family = "state space"
+    family = "linear recurrence"
     time = "T"
     state = "1"
     own_convolution = True

@@ -20,16 +20,14 @@ class Rfa(RandomFeatures):
     cancels. Each key-value head has its own draws and, as the paper's reparameterization, learns a σ per
     channel that multiplies them, 1 at the start; nothing is divided by √H. An estimate may be negative, but
     two unit vectors are never far apart: at σ = 1 its mean is e⁻² at least, and the sum over keys rarely
-    comes near 0. Where it does the row is large, and float32 loses digits, hence the error budget. The
-    authors' code clips the normalizer by a constant that goes with its own scale of φ; the paper's equation,
-    followed here, does not. `redraw` draws anew, as the paper does at every training step. With the paper's
-    gate it is `rfa_gated`.
+    comes near 0. Where it does the row is large: the authors' code clips the normalizer, by a constant that
+    goes with its own scale of φ; the paper's equation, followed here, does not. `redraw` draws anew, as the
+    paper does at every training step. With the paper's gate it is `rfa_gated`.
     """
 
     name = "rfa"
     paper = "arXiv:2103.02143"
     small = {"features": 32}
-    tolerance = {"float32": 1e-4, "bfloat16": 2e-2}
 
     def __init__(
         self, geometry: Geometry, *, features: int = 64, draws: Draws = "independent", rngs: nnx.Rngs
