@@ -10,6 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.attention.gates import unit
 from transformer_jax.conformance.subject import jit, run
 from transformer_jax.errors import BadInput
 from transformer_jax.measure.program import largest_array
@@ -105,6 +106,35 @@ def test_sinkhorn_that_is_sure_of_a_permutation_pairs_blocks_by_it():
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) / q.shape[-1] ** 0.5
     weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf))
     np.testing.assert_allclose(found, jnp.einsum("bnts,bsnh->btnh", weights, v), atol=1e-5)
+
+
+def routing(**options):
+    mixer = build("routing", Geometry(width=D, heads=N, length=48, causal=False), rngs=nnx.Rngs(0), **options)
+    x = jnp.asarray(np.random.default_rng(2).standard_normal((B, T, D)), jnp.float32)
+    return mixer, x, mixer.streams(x, Layout.plain(B, T))[0]
+
+
+def test_routing_to_clusters_that_take_every_token_is_full_attention():
+    mixer, _, streams = routing(clusters=3, members=64)
+    q, k, v = (streams[name] for name in "qkv")
+    weights = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k) / q.shape[-1] ** 0.5)
+    found = jit(lambda s: mixer.core(s, Layout.plain(B, T), None)[0])(streams)
+    np.testing.assert_allclose(found, jnp.einsum("bnts,bsnh->btnh", weights, v), atol=1e-5)
+
+
+def test_routing_moves_centroids_to_the_queries_and_keys_nearest_to_them():
+    mixer, x, streams = routing(clusters=1)
+    mixer.update(x, Layout.plain(B, T), decay=0.0)
+    wanted = (streams["q"] + streams["k"]).sum(axis=(0, 1)) / 2
+    np.testing.assert_allclose(mixer.centroids[...][:, 0], wanted, atol=1e-4)
+    mixer, x, _ = routing(clusters=6, members=8)
+    cosine = lambda: np.asarray(
+        mixer.near(mixer.streams(x, Layout.plain(B, T))[0]["q"], unit(mixer.centroids[...]))
+    )
+    before = cosine().max(axis=1).mean()
+    for _ in range(5):
+        mixer.update(x, Layout.plain(B, T), decay=0.0)
+    assert cosine().max(axis=1).mean() > before + 0.1
 
 
 @pytest.mark.parametrize("options", [{"block": 0}, {"top_k": 0}])
