@@ -1,12 +1,12 @@
 """Byte-level language modelling on real text that every machine has: Python's standard library.
 
-Seven causal mechanisms of every family, the same model around each, bits per byte on files that were not
+Eleven causal mechanisms, of every family, the same model around each, bits per byte on files that were not
 trained on, beside what counting bytes and what gzip and lzma reach.
 
 Claim: none is published. The question is what a mechanism costs in quality when all else is equal.
 
 Cost:
-  smoke   a model of 2 layers, contexts of 256 bytes; 21 runs, of which one of `full` takes 1 minute on
+  smoke   a model of 2 layers, contexts of 256 bytes; 33 runs, of which one of `full` takes 1 minute on
           2 CPU cores
   single  6 layers of width 512, contexts of 1,024 bytes: under an hour on one accelerator
   paper   12 layers of width 768, contexts of 2,048 bytes, the size at which papers begin to report
@@ -31,7 +31,19 @@ experiment = Experiment(
     model=Transformer(
         layers=6, width=512, heads=8, mlp="swiglu", norm="rms", positions="rotary", compute="bfloat16"
     ),
-    variants=("full", "sliding_window", "bigbird", "linear", "performer", "retention", "gated_delta_net"),
+    variants=(
+        "full",
+        "sliding_window",
+        "bigbird",
+        "linear",
+        "performer",
+        "retention",
+        "gated_delta_net",
+        "window_and_linear",
+        "mamba",
+        "hyena",
+        "lstm",
+    ),
     train=Train(steps=2000, batch=32, weight_decay=0.1, b2=0.95, warmup=200, evaluate_every=250),
     tune=Grid(learning_rate=(5e-4, 1.5e-3), seeds=3),
     scales={
@@ -56,6 +68,10 @@ experiment = Experiment(
                 "performer",
                 "retention",
                 "gated_delta_net",
+                "window_and_linear",
+                "mamba",
+                "hyena",
+                "lstm",
             ),
         ),
         "paper": Override(

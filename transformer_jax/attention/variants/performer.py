@@ -77,14 +77,14 @@ class Performer(RandomFeatures):
         """x' = x / H^¼, so that qᵀk / √H = q'ᵀk'."""
         return x.astype(jnp.promote_types(jnp.float32, x.dtype)) / self.geometry.head_size**0.25
 
-    def projected(self, x: jax.Array) -> jax.Array:
+    def directions(self, x: jax.Array) -> jax.Array:
         """ω_iᵀx, (…, H) → (…, m)."""
         return x @ self.projections[...].T.astype(x.dtype)
 
     def exponents(self, x: jax.Array) -> jax.Array:
         """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 (Lemma 1, equation 5)."""
         x = self.scaled(x)
-        return self.projected(x) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
+        return self.directions(x) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
 
     def definition(self, q, k, v):
         """Equations 4–6: D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""

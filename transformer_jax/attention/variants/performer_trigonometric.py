@@ -28,7 +28,7 @@ class PerformerTrigonometric(Performer):
     def angles(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """√m φ(x) without its factor h(x) = e^{|x'|²/2}, (…, H) → (…, 2m), and log h(x) (…,)."""
         x = self.scaled(x)
-        u = self.projected(x)
+        u = self.directions(x)
         return jnp.concatenate([jnp.sin(u), jnp.cos(u)], axis=-1), jnp.sum(x * x, axis=-1) / 2
 
     def definition(self, q, k, v):
