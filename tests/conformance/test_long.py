@@ -19,8 +19,8 @@ from transformer_jax.conformance.subject import agree, inputs, jit
 LENGTH = 65_536
 EXCEPT = {
     "block_sparse": "its pattern is given for the length of the other checks",
-    # Their normalizers may come near 0, and among so many rows some do: those are a thousand times as large as
-    # the median and have the error, 1e-3 and 2e-2 of the whole.
+    # Their normalizers may come near 0, and among so many rows some do: those are a thousand times as large
+    # as the median and have the error, 1e-3 and 2e-2 of the whole.
     "rfa_gated": "its normalizer comes near 0",
     "performer_trigonometric": "its normalizer comes near 0",
 }
