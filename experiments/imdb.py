@@ -42,7 +42,7 @@ experiment = Experiment(
         "linformer",
         "window_and_linear",
         "mamba",
-        "fnet",
+        Variant("fnet", norm_position="post"),  # as its paper: it is not scaled, and a norm must follow
     ),
     train=Train(steps=5000, batch=32, weight_decay=0.1, warmup=500, evaluate_every=500),
     tune=Grid(learning_rate=(1e-4, 3e-4), seeds=3),
@@ -68,9 +68,9 @@ experiment = Experiment(
                 "retention",
                 "gated_delta_net",
                 "linformer",
-                "window_and_linear",
+                Variant("window_and_linear", window=32),
                 "mamba",
-                "fnet",
+                Variant("fnet", norm_position="post"),
             ),
         ),
         "paper": Override(

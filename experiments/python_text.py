@@ -68,7 +68,7 @@ experiment = Experiment(
                 "performer",
                 "retention",
                 "gated_delta_net",
-                "window_and_linear",
+                Variant("window_and_linear", window=32),
                 "mamba",
                 "hyena",
                 "lstm",

@@ -1,7 +1,7 @@
 """Every mechanism of the catalogue passes every check that applies to it.
 
-The checks of `ALWAYS`, and all of those of a `SAMPLE` with every engine and every kind of state in it, run
-whenever the tests do; the rest is marked slow, and CI runs it.
+The checks of `ALWAYS`, and all of those of a `SAMPLE` of the engines, run whenever the tests do; the rest is
+marked slow, and CI runs it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Rounding does not add up: 65,536 tokens in float32 against the same execution in float64.
 
 That execution, in float64, equals the definition and the steps (`definition_is_matched`,
-`splitting_changes_nothing`); here only its accuracy is asked for, at a length that neither reaches.
+`splitting_changes_nothing`); here only its accuracy is asked for, at a length that neither reaches. Left out
+are mechanisms of T² work, and those in `EXCEPT`.
 """
 
 from __future__ import annotations

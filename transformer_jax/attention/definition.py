@@ -24,8 +24,9 @@ def effective_matrix(mixer: CoreMixer, x: jax.Array) -> jax.Array:
     """x (B, T, D) → (B, N, T, T): entry (t, s) is how much of value s reaches output t. A mechanism that
     writes R values per token gives (B, N, T, T·R), those of a token side by side.
 
-    Every definition is linear in v, so applied to v = I it yields the matrix. For softmax attention
-    that is the attention map; a recurrence has one as well, whose entries may be negative.
+    Unless a mechanism says `no_matrix`, its definition is linear in v: applied to v = I it yields the matrix.
+    For softmax attention that is the attention map; a recurrence has one as well, whose entries may be
+    negative.
 
     Raises BadInput where the mechanism has none.
     """

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def unit(x: jax.Array) -> jax.Array:
-    """x / |x| along the last axis."""
+    """x / √(|x|² + 1e-6) along the last axis: of unit length unless x is all but zero."""
     square = jnp.sum(jnp.square(x.astype(jnp.promote_types(jnp.float32, x.dtype))), axis=-1, keepdims=True)
     return (x * jax.lax.rsqrt(square + 1e-6)).astype(x.dtype)
 

@@ -135,8 +135,7 @@ def contenders(config: Bench, length: int) -> Iterable[Program]:
             yield programs.variant_core(mechanism, geometry, config.batch)
         return
     if config.what == "decode":
-        # A cache of twice the length: the samples decode some of the tokens that follow.
-        for mechanism in config.mechanisms:
+        for mechanism in config.mechanisms:  # a cache of twice the length has room for one token more
             yield programs.decode_step(mechanism, config.geometry(2 * length), config.batch, length)
         return
     models = [_byte_model(config, mechanism) for mechanism in config.mechanisms]

@@ -139,7 +139,7 @@ def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Progra
 
 
 def decode_step(mechanism: Mechanism, geometry: Geometry, batch: int, position: int) -> Program:
-    """A step of one token after `position` others, on their state. Every call decodes the next."""
+    """A step of one token after `position` others, on their state: every call decodes the same place anew."""
     mixer = catalogue.build(mechanism.name, geometry, rngs=nnx.Rngs(0), **dict(mechanism.options))
     graph, values = nnx.split(mixer)
 
@@ -151,12 +151,25 @@ def decode_step(mechanism: Mechanism, geometry: Geometry, batch: int, position: 
     )
     empty = mixer.init_state(batch)
     _, state = jax.jit(call)(values, inputs(position), Layout.plain(batch, position), empty)
+    leaves, tree = jax.tree.flatten(state)
+    # Integers say where tokens stand, and stay as they are; what is held is updated in place.
+    fixed = [jnp.issubdtype(leaf.dtype, jnp.integer) for leaf in leaves]
+
+    def again(values, x, layout, held, places):
+        held, places = iter(held), iter(places)
+        state = jax.tree.unflatten(tree, [next(places if place else held) for place in fixed])
+        y, state = call(values, x, layout, state)
+        return y, [leaf for leaf, place in zip(jax.tree.leaves(state), fixed, strict=True) if not place]
+
+    held, places = (
+        [x for x, place in zip(leaves, fixed, strict=True) if place == kind] for kind in (False, True)
+    )
     token, here = inputs(1), Layout(jnp.full((batch, 1), position))
-    step = compiled(jax.jit(call, donate_argnums=3), values, token, here, state)
+    step = compiled(jax.jit(again, donate_argnums=3), values, token, here, held, places)
 
     def run():
-        nonlocal state
-        y, state = step(values, token, here, state)
+        nonlocal held
+        y, held = step(values, token, here, held, places)
         return y.block_until_ready()
 
     temporaries = {"step": compiled_temporaries(step)}

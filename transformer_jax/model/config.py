@@ -43,8 +43,9 @@ class Transformer:
       norm: LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467).
       norm_position: before each branch, or after each residual sum as in arXiv:1706.03762.
       positions: none; sinusoidal or learned, added to the embeddings; rotary, on queries and keys inside
-        the mixers. linear and performer turn them before their feature map (arXiv:2104.09864 turns after
-        it, in the numerator alone); retention always turns them; gated_delta_net never does.
+        the mixers. Linear attentions turn them before their feature map (arXiv:2104.09864 turns after it, in
+        the numerator alone). retention, partial_rotary and multi_head_latent turn them in every model;
+        mechanisms whose order is in a convolution, a gate or a recurrence of their own never do.
       dropout: rate, on embeddings and on each branch.
       embeddings: whether the output layer shares the input embedding's matrix.
       convolution: taps of a short causal convolution before each mixer (arXiv:2402.18668), 0 for

@@ -111,8 +111,8 @@ class BigBird(CachedMixer):
         drawn = jnp.where(drawn < (i if self.geometry.causal else blocks), drawn, -1)
         return jnp.concatenate([jnp.asarray(wide), jnp.asarray(near), drawn], axis=1).astype(jnp.int32)
 
-    def score(self, qk, query, key, shared):
-        s = super().score(qk, query, key, shared)
+    def score(self, qk, query, key, shared, sees=None):
+        s = super().score(qk, query, key, shared, sees)
         drawn = [x[:, None] for name, x in query.items() if name.startswith("drawn")]
         if "block" in query:  # against the cache, which holds blocks that are not listed
             linked = self.linked(query["block"][:, None], key["index"][None] // self.block, drawn)

@@ -19,8 +19,8 @@ class DeltaProduct(ConvolvedMixer):
 
     Each token writes `steps` times (the paper's n_h), with a key, a value and a β of each; the transition of
     a token is a product of generalized Householder matrices. β = 2σ(·), so that each may be a reflection
-    (beta_max = 1 keeps it from that). With one step it is `delta_net`. q and k have unit length and nothing
-    is divided by √H, which the norm of each head would undo.
+    (beta_max = 1 keeps it from that). With one step and its beta_max it is `delta_net`. q and k have unit
+    length and nothing is divided by √H, which the norm of each head would undo.
     """
 
     name = "delta_product"

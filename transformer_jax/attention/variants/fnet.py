@@ -75,7 +75,7 @@ class FNet(CoreMixer):
 
 
 def transform(x: jax.Array, length: jax.Array) -> jax.Array:
-    """The Fourier transform of the first `length` of x (T, …), complex, along T; zeros after them."""
+    """The Fourier transform of the first `length` of x (T, …), complex, along T; the rest has no meaning."""
     T = x.shape[0]
     size = 2 ** (2 * T - 1).bit_length()
     # n² grows beyond int32 and its phase beyond float32: both are kept modulo the period 2·length.

@@ -41,7 +41,7 @@ class Hyena(CoreMixer):
         refused={
             "bidirectional": "its filters are causal; one that reaches to both sides is another mechanism.",
             "cross": "a convolution goes along one sequence.",
-            "packing": "one FFT applies its filter to a whole row, and cannot stop where a document ends.",
+            "packing": "one FFT applies its filter to a whole row, and does not stop where a document ends.",
         },
         sequence="gathered",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from transformer_jax.attention.contract import Capability
 from transformer_jax.attention.variants.full import Full
 
 
@@ -11,17 +10,11 @@ class Nope(Full):
 
     So the hybrid `full+nope` of a rotary model turns in every second layer (arXiv:2501.18795 studies
     such hybrids). In a model without rotary embedding it is `full`, and only one without any positions is the
-    paper's: there the causal mask alone tells the order of tokens.
+    paper's: there the causal mask alone tells the order of tokens. (The paper's models are causal.)
     """
 
     name = "nope"
     paper = "arXiv:2305.19466"
-    capability = Capability(
-        refused={
-            "bidirectional": "without the causal mask, nothing would tell the order of tokens.",
-            "cross": "a layer for it is bidirectional, where nothing would tell the order of tokens.",
-        }
-    )
 
     def placed(self, x, positions):
         return x

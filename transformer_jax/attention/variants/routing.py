@@ -25,8 +25,8 @@ class Routing(HeadMixer):
     Queries and keys are normalized, without a learned scale; scores are divided by √H. The paper has
     T/clusters members. A token's output is the mean over the clusters that take its query, and 0 where none
     does. All heads route, each with centroids of its own; the paper gives half of them to a window. Centroids
-    are a buffer and stay as drawn unless `update` moves them: a call changes nothing, and no gradient goes
-    through the choice.
+    are a buffer and stay as drawn unless `update` moves them, which the training of this project does not
+    do: a call changes nothing, and no gradient goes through the choice.
     """
 
     name = "routing"
