@@ -46,8 +46,8 @@ class RandomFeatures(RecurrenceMixer):
         return gaussian(key, self.features, self.geometry.head_size, self.draws)
 
     def redraw(self, rngs: nnx.Rngs) -> None:
-        """New random features, as section 4.2 of arXiv:2009.14794 has them during training. The training of this
-        project leaves them as drawn."""
+        """New random features, as section 4.2 of arXiv:2009.14794 has them during training. The training of
+        this project leaves them as drawn."""
         self.projections[...] = self.drawn(rngs.params())
 
     def feature_flops(self, batch, length):
