@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.test_recurrences import D, T, agree, numpy, ours, put, put_linear, put_taps, randomized
+from tests.parity.witness import D, T, agree, numpy, ours, put, put_linear, put_taps, randomized
 
 torch = pytest.importorskip("torch")
 

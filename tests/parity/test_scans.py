@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.parity.test_recurrences import (
+from tests.parity.witness import (
     B,
     D,
     H,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.parity.test_recurrences import D, H, N, agree, numpy, ours, put, put_linear, randomized
+from tests.parity.witness import D, H, N, agree, numpy, ours, put, put_linear, randomized
 from transformer_jax.attention.contract import Layout
 
 torch = pytest.importorskip("torch")
