@@ -152,6 +152,18 @@ def test_unreadable_checkpoints_are_set_aside(written, damage):
     assert checkpoints.restore(parts()).step == 12
 
 
+def test_a_large_array_that_was_cut_short_is_set_aside(tmp_path):
+    """What the library meets while it reads an array, it raises in another form than the rest."""
+    large = {"model": {"w": jax.random.normal(jax.random.key(0), (256, 128))}}
+    checkpoints, warned = reopened(tmp_path)
+    checkpoints.save(1, large, {})
+    checkpoints.wait()
+    path = max((tmp_path / "1").rglob("d/*"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert checkpoints.restore(large) is None
+    assert "cannot be read" in warned[0] and "1.damaged" in warned[0]
+
+
 def test_when_none_is_left_there_is_nothing_to_restore(written):
     for step in ("3", "10"):
         for path in (written / step).rglob("d/*"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from transformer_jax import experiment as ex
@@ -193,3 +195,30 @@ def test_comparisons_have_mechanisms_of_every_family(name, mode):
     }
     named = {variant.label for variant in experiment.variants}
     assert named <= set(defined) and {defined[n] for n in named} == set(defined.values())
+
+
+def test_an_experiment_may_import_what_lies_beside_it(tmp_path):
+    (tmp_path / "lies_beside.py").write_text("TITLE = 'from beside'\n")
+    source = Path(ex.available()["quickstart"]).read_text()
+    file = tmp_path / "with_import.py"
+    file.write_text(source.replace("experiment = ", "import lies_beside\nexperiment = ", 1))
+    assert ex.load(file)[0].task.name == "associative_recall"
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "import nosuchmodule\n",
+            "line 1 cannot be run .ModuleNotFoundError: No module named 'nosuch",
+        ),
+        ("x = 1\ny = x / 0\n", "line 2 cannot be run .ZeroDivisionError"),
+        ("def f(:\n", "cannot be run .SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_named(tmp_path, source, says):
+    file = tmp_path / "broken.py"
+    file.write_text(source)
+    for load in (ex.load, catalogue.load):
+        with pytest.raises(BadInput, match=f"broken.py.*{says}"):
+            load(file)

@@ -25,7 +25,8 @@ LAYERS = {
     "compiler": set(),
     "errors": set(),
     "overrides": set(),
-    "attention": set(),
+    "user_file": set(),
+    "attention": {"user_file"},
     "model": {"attention", "overrides"},
     "data": {"overrides"},
     "checkpoint": set(),
@@ -33,7 +34,7 @@ LAYERS = {
     "measure": {"attention", "model", "train", "overrides"},
     "conformance": {"attention", "model", "measure"},
     "generation": {"attention", "data", "model", "checkpoint", "train"},
-    "experiment": {"attention", "data", "model", "train", "overrides"},
+    "experiment": {"attention", "data", "model", "train", "overrides", "user_file"},
     "sweep": {"data", "model", "train", "experiment", "overrides"},
     "report": set(),  # reads files
     "cli": {

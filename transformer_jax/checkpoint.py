@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,21 +134,30 @@ class Damaged(Exception):
     """A checkpoint that cannot be believed; the message continues "The checkpoint PATH ..."."""
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: Parts) -> Restored:
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Names what cannot be read as Damaged."""
     try:
+        yield
+    except Exception as error:
+        # The library wraps what it meets in the data in a plain Exception.
+        cause = error.__cause__ if type(error) is Exception else error
+        if not isinstance(cause, UNREADABLE):
+            raise
+        raise Damaged(f"cannot be read ({_first_line(cause)})") from error
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: Parts) -> Restored:
+    with _reading():
         record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[RECORD]
-    except UNREADABLE as error:
-        raise Damaged(f"cannot be read ({_first_line(error)})") from error
     if not isinstance(record, dict) or record.pop("digest", None) != _digest(record):
         raise Damaged("has an altered record")
     wanted = {part: leaves(tree) for part, tree in like.items()}
     for part, named in wanted.items():
         _require_fit(manager.directory / str(step), part, named, record["arrays"].get(part))
     items = {part: ocp.args.StandardRestore(_abstract(named)) for part, named in wanted.items() if named}
-    try:
+    with _reading():
         stored = manager.restore(step, args=ocp.args.Composite(**items)) if items else {}
-    except UNREADABLE as error:
-        raise Damaged(f"cannot be read ({_first_line(error)})") from error
     parts = {}
     for part, tree in like.items():
         named = stored[part] if part in items else {}

@@ -8,9 +8,7 @@ says of itself, and what the command line says.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from transformer_jax.data.task import Task
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.model.config import Mechanism, Transformer
 from transformer_jax.train.config import Train
+from transformer_jax.user_file import load_module
 
 SCALES = ("smoke", "single", "paper")
 PARTS = ("task", "model", "train", "tune")
@@ -264,13 +263,10 @@ def available() -> dict[str, Path]:
 
 
 def load(path: Path) -> tuple[Experiment, str]:
-    """The experiment of a file, and the file's docstring. Raises BadInput where it assigns none."""
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is not a Python file: give one that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    """The experiment of a file, and the file's docstring. Raises BadInput where it cannot be run or has no
+    experiment.
+    """
+    module = load_module(f"experiment_{path.stem}", path)
     experiment = getattr(module, "experiment", None)
     if not isinstance(experiment, Experiment):
         raise BadInput(f"{path} assigns no experiment: it needs a line `experiment = Experiment(...)`.")

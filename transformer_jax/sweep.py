@@ -139,11 +139,11 @@ def sweep(
     seconds: dict[Cell, float] = {}
     results = []
     for number, cell in enumerate(cells, start=1):
-        began, kept = time.monotonic(), (out / cell.directory / "result.json").is_file()
+        began, kept = time.monotonic(), _finished(cell, out)
         result = _run(cell, out / cell.directory, data, about.get("command"))
         results.append(result)
         seconds[cell] = result.get("seconds", 0.0) if kept else time.monotonic() - began
-        left = remaining(cells[number:], seconds)
+        left = remaining([cell for cell in cells[number:] if not _finished(cell, out)], seconds)
         say(
             f"[{number}/{len(cells)}] {cell.name}: {_outcome(result, experiment.task.metric)}"
             + (", kept" if kept else f", {duration(seconds[cell])}")
@@ -288,6 +288,13 @@ def _admit(out: Path, record: Mapping[str, Any]) -> None:
     parts = ("settings", "tune")
     old, new = ({part: dict(source.get(part, {})) for part in parts} for source in (stored, record))
     changed = [
+        f"variant {label} is only {where}"
+        for where, mine, other in (("there", old, new), ("here", new, old))
+        for label in sorted(mine["settings"].keys() - other["settings"].keys())
+    ]
+    for source, other in ((old, new), (new, old)):
+        source["settings"] = {k: v for k, v in source["settings"].items() if k in other["settings"]}
+    changed += [
         f"{name.removeprefix('settings.')} is {_show(was)} there and {_show(now)} here"
         for name, was, now in overrides.differences(old, json.loads(json.dumps(new)))
     ]
@@ -318,8 +325,12 @@ def _run(cell: Cell, directory: Path, data: Path, command: str | None) -> dict[s
         return result
 
 
+def _finished(cell: Cell, out: Path) -> bool:
+    return (out / cell.directory / "result.json").is_file()
+
+
 def _opening(experiment: Experiment, cells: Sequence[Cell], out: Path) -> str:
-    kept = sum((out / cell.directory / "result.json").is_file() for cell in cells)
+    kept = sum(_finished(cell, out) for cell in cells)
     already = f", {kept} of them finished" if kept else ""
     variants, seeds = len(experiment.variants), experiment.tune.seeds
     return f"{experiment.title}: variants {variants}, seeds {seeds}, runs {len(cells)}{already}, into {out}"

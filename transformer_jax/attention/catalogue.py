@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -20,6 +19,7 @@ from flax import nnx
 from transformer_jax.attention import variants
 from transformer_jax.attention.contract import Geometry, Mixer
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.user_file import load_module
 
 
 def catalogue() -> dict[str, type[Mixer]]:
@@ -73,18 +73,13 @@ def load(path: str | Path) -> list[type[Mixer]]:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"There is no file {path}: give a Python file that defines a mechanism.")
-    spec = importlib.util.spec_from_file_location(f"user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is not a Python file: give one that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = load_module(f"user_{path.stem}", path)
     mine = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
         and issubclass(value, Mixer)
-        and value.__module__ == spec.name
+        and value.__module__ == module.__name__
         and value.name
     ]
     if not mine:

@@ -190,7 +190,10 @@ def _read_config(path: Path) -> dict[str, Any]:
         if isinstance(record, dict) and {"digest", "config"} <= record.keys():
             return record
     except FileNotFoundError:
-        raise BadInput(f"{path} is not the directory of a run: it has no {CONFIG}.") from None
+        raise BadInput(
+            f"{path} is not the directory of a run, for it has no {CONFIG}: give one of those under cells/ "
+            f"in the directory of an experiment."
+        ) from None
     except (OSError, ValueError):
         pass
     raise BadInput(f"{file} cannot be read: move {path} away, or restore the file.")

@@ -64,7 +64,7 @@ class PythonText(Task):
         return {"inputs": text[:, :-1], "targets": targets, "weights": np.ones(targets.shape, np.float32)}
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8).astype(np.int32)
 
     def decode(self, tokens: np.ndarray) -> str:
         return tokens.astype(np.uint8).tobytes().decode(errors="replace")
