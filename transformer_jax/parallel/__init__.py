@@ -1,0 +1,1 @@
+"""Running one program on many devices: the mesh, the rules, the collectives along a sequence."""

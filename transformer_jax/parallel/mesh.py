@@ -1,0 +1,87 @@
+"""The mesh: which devices hold which part of the batch, the parameters, the heads and the sequence.
+
+Four named axes, whatever the machine: `data` and `fsdp` cut the batch (fsdp cuts the parameters too),
+`tensor` cuts heads and hidden channels, `sequence` cuts time. The axes are automatic: mechanisms are
+written for whole arrays and never see a mesh. The engines alone ask for it, by `current`, where they
+write collectives by hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import astuple, dataclass
+
+import jax
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from transformer_jax.errors import BadInput
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH = ("data", "fsdp")
+"""The axes that cut the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """How many devices lie along each axis of the mesh.
+
+    Attributes:
+      data: copies of the parameters, each with a part of the batch; None takes the devices that are left.
+      fsdp: parts of the parameters and of the optimizer's state, and of the batch.
+      tensor: parts of the heads and of the hidden channels.
+      sequence: parts of each sequence.
+    """
+
+    data: int | None = None
+    fsdp: int = 1
+    tensor: int = 1
+    sequence: int = 1
+
+    def __post_init__(self):
+        for name, value in zip(AXES, astuple(self), strict=True):
+            if value is not None and value < 1:
+                raise BadInput(f"mesh.{name}={value} must be at least 1.")
+
+
+def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of all `devices` (default: all there are). Raises BadInput where the axes do not fit them."""
+    devices = jax.devices() if devices is None else devices
+    others = axes.fsdp * axes.tensor * axes.sequence
+    data = axes.data or max(1, len(devices) // others)
+    shape = (data, axes.fsdp, axes.tensor, axes.sequence)
+    if math.prod(shape) != len(devices):
+        wanted = " × ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
+        raise BadInput(
+            f"A mesh of {wanted} has {math.prod(shape)} places for {len(devices)} devices: choose axes whose "
+            f"product is the number of devices, or leave mesh.data unset."
+        )
+    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+_current: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+
+
+@contextmanager
+def on(mesh: Mesh | None) -> Iterator[None]:
+    """What is traced inside runs on `mesh`; with None, on no mesh."""
+    token = _current.set(mesh)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Mesh | None:
+    """The mesh of the program that is being traced."""
+    return _current.get()
+
+
+def cuts_sequence() -> bool:
+    """Does the program that is being traced hold a part of each sequence per device?"""
+    mesh = current()
+    return mesh is not None and mesh.shape["sequence"] > 1
