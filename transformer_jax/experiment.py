@@ -198,7 +198,7 @@ class Experiment:
         names = sorted({name for variant in variants for name in variant.mechanisms})
         options = {f"{m}.{option}": kind for m in names for option, kind in _options(m).items()}
         known = {
-            f"{p}.{name}": kind for p in PARTS for name, kind in overrides.fields(getattr(self, p)).items()
+            f"{p}.{name}": kind for p in PARTS for name, kind in overrides.settable(getattr(self, p)).items()
         }
         known.pop("model.mixers")
         parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}

@@ -18,16 +18,32 @@ def fields(owner: Any) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(owner) if field.init}
 
 
+def settable(owner: Any) -> dict[str, Any]:
+    """The fields of a dataclass and, by dotted name, those of dataclasses in it; and their types."""
+    found: dict[str, Any] = {}
+    for name, kind in fields(owner).items():
+        inner = settable(kind) if isinstance(kind, type) and dataclasses.is_dataclass(kind) else {"": kind}
+        found |= {f"{name}.{field}".rstrip("."): each for field, each in inner.items()}
+    return found
+
+
 def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
-    """`owner` with `changes`; `part` is what the user calls it ("model").
+    """`owner` with `changes`, by name or dotted name; `part` is what the user calls it ("model").
 
     Raises BadInput on a field that is not there and on a value of another type.
     """
     known = fields(owner)
+    inner: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
-        if name not in known:
+        head, _, tail = name.partition(".")
+        if tail and head in known and dataclasses.is_dataclass(known[head]):
+            inner.setdefault(head, {})[tail] = value
+        elif name not in known:
             raise unknown("override", f"{part}.{name}", [f"{part}.{field}" for field in known])
-        require(f"{part}.{name}", known[name], value)
+        else:
+            require(f"{part}.{name}", known[name], value)
+    changes = {name: value for name, value in changes.items() if name in known}
+    changes |= {name: changed(getattr(owner, name), f"{part}.{name}", some) for name, some in inner.items()}
     return dataclasses.replace(owner, **changes) if changes else owner
 
 

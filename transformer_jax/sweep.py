@@ -21,7 +21,9 @@ from transformer_jax.data import builders
 from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
+from transformer_jax.parallel.mesh import AXES
 from transformer_jax.train import loop
+from transformer_jax.train.devices import mesh_of
 from transformer_jax.train.run import Run, build_model, digest, resolved, versions, write_json
 
 RECORD = "experiment.json"
@@ -44,6 +46,7 @@ IMMATERIAL = {
     "train.keep",
     "train.log_every",
     "train.steps_per_dispatch",
+    *(f"train.mesh.{axis}" for axis in AXES),
 }
 
 
@@ -99,6 +102,7 @@ def validate(cells: Sequence[Cell], data: Path) -> None:
         if cell.label not in checked:
             checked.add(cell.label)
             try:
+                mesh_of(cell.run)
                 jax.eval_shape(lambda run=cell.run: build_model(run)(tokens, **layout)[0])
             except BadInput as error:
                 raise BadInput(f"Variant {cell.label!r}: {error}") from None

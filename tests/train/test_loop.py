@@ -185,8 +185,8 @@ class Exploding(Toy):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data, monkeypatch, per_call):
     from flax import nnx
 
-    def build(run):
-        return Exploding(run.model, run.task.vocabulary, nnx.Rngs(run.seed))
+    def build(run, key=None):
+        return Exploding(run.model, run.task.vocabulary, nnx.Rngs(run.seed if key is None else key))
 
     monkeypatch.setattr(loop, "build_model", build)
     run = toy_run(steps=40, save_every=5, evaluate_every=100, steps_per_dispatch=per_call, log_every=1)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from tests.train.toy import arrays, toy_model, toy_run
-from transformer_jax.train.devices import placement
+from transformer_jax.parallel.mesh import make_mesh
+from transformer_jax.train.devices import stacked
 from transformer_jax.train.optimizer import decayed, learning_rate, update_rule
 from transformer_jax.train.state import dismantle, initial
-from transformer_jax.train.step import forward, program, score, train_step
+from transformer_jax.train.step import forward, program, score, started, train_step
 
 pytestmark = pytest.mark.quick
 
@@ -120,14 +121,12 @@ def test_a_batch_without_loss_changes_nothing():
 
 
 def run_program(run, per_call, steps=16):
-    skeleton, params, rest = dismantle(toy_model(run))
-    place = placement()
-    compiled = program(skeleton, run.train, place.everywhere)
-    state = initial(params, rest, compiled.rule, seed=run.seed, peak=run.train.learning_rate)
-    state, sums = jax.device_put(state, place.everywhere), []
+    mesh = make_mesh(run.train.mesh)
+    compiled = program(dismantle(toy_model(run))[0], run.train, mesh)
+    state, sums = started(toy_model, run, mesh), []
     for first in range(0, steps, per_call):
         stack = [batch(run, step) for step in range(first, first + per_call)]
-        stack = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *stack), place.stacked)
+        stack = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *stack), stacked(mesh))
         state, found = compiled.steps(state, stack, np.int32(per_call))
         sums.append(jax.device_get(found))
     return compiled, state, jax.tree.map(lambda *x: np.concatenate(x), *sums)

@@ -45,8 +45,8 @@ class Toy(nnx.Module):
         return None
 
 
-def toy_model(run: Run) -> Toy:
-    return Toy(run.model, run.task.vocabulary, nnx.Rngs(run.seed))
+def toy_model(run: Run, key=None) -> Toy:
+    return Toy(run.model, run.task.vocabulary, nnx.Rngs(run.seed if key is None else key))
 
 
 def toy_run(*, seed=0, dropout=0.0, width=8, length=16, **train) -> Run:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Layout, Mixer, State
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.rules import constrain, named
 
 Streams = dict[str, jax.Array]
 
@@ -24,8 +25,18 @@ class CoreMixer(Mixer):
     no_matrix: ClassVar[str] = ""
     """Why there is no effective matrix, the definition not being linear in v; empty where there is one."""
 
-    def linear(self, inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-        return nnx.Linear(inputs, outputs, use_bias=False, dtype=jnp.dtype(self.geometry.dtype), rngs=rngs)
+    def linear(
+        self, inputs: int, outputs: int, rngs: nnx.Rngs, *, axes: str = "embed heads", bias: bool = False
+    ) -> nnx.Linear:
+        """A projection, by default of x to the channels of heads; `axes` name those of its matrix
+        (`transformer_jax.parallel.rules`)."""
+        dtype = jnp.dtype(self.geometry.dtype)
+        metadata = {"kernel_metadata": named(axes), "bias_metadata": named(axes.split()[1])}
+        return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, rngs=rngs, **metadata)
+
+    def joining(self, inputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+        """The projection of all heads' channels to y."""
+        return self.linear(inputs, self.geometry.width, rngs, axes="heads embed")
 
     @property
     def mixed_heads(self) -> int:
@@ -91,8 +102,9 @@ class CoreMixer(Mixer):
                 )
             # Lengths and segments are those of x, not of the context: all of the context is seen.
             layout = Layout(layout.positions)
+        streams = {name: on_heads(s) for name, s in streams.items()}
         o, core_moved = self.core(streams, layout, state)
-        o = self.after(o, streams)
+        o = on_heads(self.after(o, streams))
         return self.finish(o, x), None if state is None else {**state, **moved, **core_moved}
 
     def projection_flops(self, batch: int, length: int) -> int:
@@ -101,6 +113,11 @@ class CoreMixer(Mixer):
 
     def flops(self, batch, length):
         return self.projection_flops(batch, length) + self.core_flops(batch, length)
+
+
+def on_heads(x: jax.Array) -> jax.Array:
+    """A stream (B, T, heads, …), on a mesh with its heads where their parameters are."""
+    return constrain(x, "batch", "sequence", "heads") if x.ndim >= 3 else x
 
 
 def repeat_heads(x: jax.Array, heads: int) -> jax.Array:

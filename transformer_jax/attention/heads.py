@@ -23,7 +23,7 @@ class HeadMixer(CoreMixer):
         self.query = self.linear(g.width, g.heads * self.key_size, rngs)
         self.key = self.linear(g.width, g.kv_heads * self.key_size, rngs)
         self.value = self.linear(g.width, g.kv_heads * g.head_size, rngs)
-        self.out = self.linear(g.heads * g.head_size, g.width, rngs)
+        self.out = self.joining(g.heads * g.head_size, rngs)
 
     def streams(self, x, layout, state=None, context=None):
         """q (B, T, N, H), k and v (B, S, K, H)."""

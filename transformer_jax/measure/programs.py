@@ -20,9 +20,9 @@ from transformer_jax.attention.core import CoreMixer
 from transformer_jax.measure.program import compiled, compiled_temporaries
 from transformer_jax.model.config import Mechanism, Transformer
 from transformer_jax.model.transformer import Model
-from transformer_jax.train import step
+from transformer_jax.parallel.mesh import make_mesh
+from transformer_jax.train import devices, step
 from transformer_jax.train.config import Train
-from transformer_jax.train.devices import placement
 from transformer_jax.train.state import dismantle, initial
 
 JAX_NN, TORCH = "jax.nn", "torch"
@@ -241,13 +241,13 @@ def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) ->
     )
     skeleton, params, rest = dismantle(model)
     recipe = Train(steps=1, batch=len(tokens), weight_decay=1e-4, schedule="constant", clip=None)
-    placed = placement()
-    program = step.program(skeleton, recipe, placed.everywhere)
+    mesh = make_mesh(recipe.mesh)
+    program = step.program(skeleton, recipe, mesh)
     state = initial(params, rest, program.rule, seed=0, peak=1e-3)
     weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
     stack = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:], "weights": weights[None]}
-    trained, one = jax.device_put(state, placed.everywhere), np.int32(1)
-    stack = jax.device_put(stack, placed.stacked)
+    trained, one = jax.device_put(state, devices.shardings(skeleton, mesh, state)), np.int32(1)
+    stack = jax.device_put(stack, devices.stacked(mesh))
     steps = compiled(program.steps, trained, stack, one)
 
     def run():

@@ -12,10 +12,16 @@ from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry, Layout, State
 from transformer_jax.attention.convolution import ShortConvolution
 from transformer_jax.model.config import Mechanism, Transformer
+from transformer_jax.parallel.rules import constrain, named
 
 recomputed = partial(jax.checkpoint, prevent_cse=False)
 """Keeps for the backward pass what a function takes, not each of its steps: element-wise work is cheaper than
 memory. (No barriers: the layers are scanned, which keeps the passes apart.)"""
+
+
+def placed(x: jax.Array) -> jax.Array:
+    """The residual stream (B, T, D), on a mesh cut in batch and time, its channels whole."""
+    return constrain(x, "batch", "sequence")
 
 
 def normalization(config: Transformer, rngs: nnx.Rngs) -> nnx.Module:
@@ -28,17 +34,22 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: Transformer, *, rngs: nnx.Rngs):
         self.kind = config.mlp
-        hidden = round(config.width * config.mlp_ratio * (2 / 3 if config.mlp == "swiglu" else 1))
-        bias, dtype = config.mlp == "gelu", jnp.dtype(config.compute)
-        self.up = nnx.Linear(config.width, hidden, use_bias=bias, dtype=dtype, rngs=rngs)
-        self.down = nnx.Linear(hidden, config.width, use_bias=bias, dtype=dtype, rngs=rngs)
+        hidden, bias, dtype = config.hidden, config.mlp == "gelu", jnp.dtype(config.compute)
+        linear = partial(nnx.Linear, use_bias=bias, dtype=dtype, rngs=rngs)
+        inside = {"kernel_metadata": named("embed hidden"), "bias_metadata": named("hidden")}
+        self.up = linear(config.width, hidden, **inside)
+        self.down = linear(hidden, config.width, kernel_metadata=named("hidden embed"))
         if config.mlp == "swiglu":
-            self.gate = nnx.Linear(config.width, hidden, use_bias=bias, dtype=dtype, rngs=rngs)
+            self.gate = linear(config.width, hidden, **inside)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind == "swiglu":
-            return recomputed(lambda up, gate: self.down(jax.nn.silu(up) * gate))(self.up(x), self.gate(x))
-        return recomputed(lambda up: self.down(jax.nn.gelu(up)))(self.up(x))
+            act = recomputed(lambda up, gate: self.down(jax.nn.silu(up) * gate))
+            return act(self.inside(self.up(x)), self.inside(self.gate(x)))
+        return recomputed(lambda up: self.down(jax.nn.gelu(up)))(self.inside(self.up(x)))
+
+    def inside(self, x: jax.Array) -> jax.Array:
+        return constrain(x, "batch", "sequence", "hidden")
 
 
 class Block(nnx.Module):
@@ -82,8 +93,8 @@ class Block(nnx.Module):
         drop = lambda y: self.dropout(y, deterministic=key is None, rngs=key)
         norm = recomputed(norm.__call__)
         if self.norm_position == "pre":
-            return x + drop(branch(norm(x)))
-        return norm(x + drop(branch(x)))
+            return placed(x + drop(branch(norm(x))))
+        return placed(norm(x + drop(branch(x))))
 
     def init_state(self, batch: int) -> State:
         state = {"mixer": self.mixer.init_state(batch)}

@@ -51,7 +51,8 @@ class Transformer:
       convolution: taps of a short causal convolution before each mixer (arXiv:2402.18668), 0 for
         none. A mechanism that brings its own gets no second one.
       pooling: how an encoder becomes one vector, for classification.
-      remat: recompute each block in the backward pass instead of keeping its activations.
+      remat: what the backward pass recomputes instead of keeping it: nothing; each layer whole ("full");
+        all but matrix products ("dots"), or all but products with parameters ("projections").
       compute: dtype of activations; parameters are float32.
     """
 
@@ -71,7 +72,7 @@ class Transformer:
     embeddings: Literal["tied", "untied"] = "tied"
     convolution: int = 0
     pooling: Literal["mean", "first"] = "mean"
-    remat: Literal["none", "full"] = "none"
+    remat: Literal["none", "full", "dots", "projections"] = "none"
     compute: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
@@ -91,3 +92,8 @@ class Transformer:
             )
         if self.convolution < 0:
             raise BadInput(f"model.convolution={self.convolution} must be 0 (none) or a number of taps.")
+
+    @property
+    def hidden(self) -> int:
+        """Channels inside an MLP."""
+        return round(self.width * self.mlp_ratio * (2 / 3 if self.mlp == "swiglu" else 1))

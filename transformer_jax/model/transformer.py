@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -11,9 +12,24 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Geometry, Layout, State
 from transformer_jax.errors import BadInput
-from transformer_jax.model.block import Block, normalization
+from transformer_jax.model.block import Block, normalization, placed
 from transformer_jax.model.config import Transformer
 from transformer_jax.model.positions import locate, nowhere, sinusoids
+from transformer_jax.parallel.rules import constrain, named
+
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What a layer keeps for the backward pass, by the value of `Transformer.remat`."""
+
+
+def rows(table: nnx.Embed, at: jax.Array, name: str | None = None) -> jax.Array:
+    """Rows (B, T, D) of a table. On a mesh its channels are gathered first: the result is cut in batch and
+    time, and coming from channels it would have to be whole on each device in between."""
+    matrix = constrain(table.embedding[...].astype(table.dtype), name)
+    return placed(jnp.take(matrix, at, axis=0))
 
 
 class Period(nnx.Module):
@@ -69,11 +85,16 @@ class Model(nnx.Module):
         # section 3.4) match it when they start at 1/√D.
         scale = config.width**-0.5 if config.positions == "sinusoidal" else 0.02
         init = nnx.initializers.normal(scale)
-        self.embed = nnx.Embed(vocabulary, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        embed = partial(nnx.Embed, features=config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+        self.embed = embed(vocabulary, embedding_metadata=named("vocabulary embed"))
         if config.positions == "learned":
-            self.position = nnx.Embed(length, config.width, dtype=dtype, embedding_init=init, rngs=rngs)
+            self.position = embed(length, embedding_metadata=named("- embed"))
         repeats = config.layers // len(config.mixers)
         self.periods = jax.vmap(lambda r: Period(config, self.geometry, r))(rngs.split(repeats))
+        for _, parameter in nnx.iter_graph(self.periods):
+            if isinstance(parameter, nnx.Param):
+                axes = parameter.get_metadata().get("axes") or (None,) * (parameter.ndim - 1)
+                parameter.set_metadata(axes=("layers", *axes))
         self.norm = normalization(config, rngs) if config.norm_position == "pre" else None
         self.tied = config.embeddings == "tied" and target == "token"
         if self.tied and outputs != vocabulary:
@@ -82,7 +103,14 @@ class Model(nnx.Module):
                 f'set model.embeddings to "untied".'
             )
         if not self.tied:
-            self.head = nnx.Linear(config.width, outputs, use_bias=False, dtype=dtype, rngs=rngs)
+            self.head = nnx.Linear(
+                config.width,
+                outputs,
+                use_bias=False,
+                dtype=dtype,
+                rngs=rngs,
+                kernel_metadata=named("embed vocabulary"),
+            )
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
@@ -108,7 +136,7 @@ class Model(nnx.Module):
         keys = (None, None) if dropout is None else tuple(jax.random.split(dropout))
         x = self.embedded(tokens, layout)
         x = self.dropout(x, deterministic=dropout is None, rngs=keys[0])
-        x, blocks = self.run(x, layout, None if state is None else state["blocks"], keys[1])
+        x, blocks = self.run(placed(x), layout, None if state is None else state["blocks"], keys[1])
         if self.norm is not None:
             x = self.norm(x)
         logits = self.read_out(x, layout)
@@ -116,9 +144,9 @@ class Model(nnx.Module):
 
     def embedded(self, tokens: jax.Array, layout: Layout) -> jax.Array:
         """(B, T) -> (B, T, D): what the first block reads."""
-        x = self.embed(tokens)
+        x = rows(self.embed, tokens, "vocabulary")
         if self.config.positions == "learned":
-            x = x + self.position(layout.positions)
+            x = x + rows(self.position, layout.positions)
         elif self.config.positions == "sinusoidal":
             x = x * self.config.width**0.5 + sinusoids(layout.positions, self.config.width).astype(x.dtype)
         return x
@@ -132,8 +160,8 @@ class Model(nnx.Module):
             period, states, key = layer
             return period(x, layout, states, key)
 
-        if self.config.remat == "full":
-            body = jax.checkpoint(body)
+        if self.config.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[self.config.remat])
         return jax.lax.scan(body, x, (self.periods, states, keys))
 
     def read_out(self, x: jax.Array, layout: Layout) -> jax.Array:
@@ -148,7 +176,8 @@ class Model(nnx.Module):
                 x = jnp.where(valid, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
         matrix = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
         # Summed and kept in float32: logits rounded to bfloat16 would cost hundredths of a nat, and tie.
-        return jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        return constrain(logits, "batch", *(("sequence",) if self.target == "token" else ()), "vocabulary")
 
     def init_state(self, batch: int) -> State:
         """The empty state of `batch` sequences. Raises BadInput where a mechanism has none."""
@@ -177,7 +206,7 @@ class Model(nnx.Module):
     def state_size(self) -> int | None:
         """Numbers held per sequence while decoding at full length; None where decoding is undefined."""
         try:
-            state = jax.eval_shape(lambda: self.init_state(1))
+            state = jax.eval_shape(lambda model: model.init_state(1), self)
         except BadInput:
             return None
         return sum(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from transformer_jax.errors import BadInput
 from transformer_jax.overrides import check_fields
+from transformer_jax.parallel.mesh import Axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Train:
       log_every: steps that one record of the training loss averages over.
       steps_per_dispatch: training steps per call of the compiled program; None: chosen from the
         measured time of a step. It changes no result.
+      mesh: how many devices cut the batch, the parameters, the heads and the sequence. It changes no
+        result but for rounding; a run may go on on another.
       stop_at: stop when the task's metric on the validation split is this good ("solved").
     """
 
@@ -53,6 +56,7 @@ class Train:
     keep: int = 2
     log_every: int = 50
     steps_per_dispatch: int | None = None
+    mesh: Axes = field(default_factory=Axes)
     stop_at: float | None = None
 
     def __post_init__(self):

@@ -1,39 +1,73 @@
-"""Where things live: the state on every device, the rows of a batch spread over them."""
+"""What of a run lies where on its mesh: parameters and optimizer as the rules say, rows of a batch spread."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.errors import BadInput
-
-
-class Placement(NamedTuple):
-    """everywhere: of the state. rows: of a batch (B, ...). stacked: of a stack of batches (k, B, ...)."""
-
-    everywhere: jax.sharding.Sharding
-    rows: jax.sharding.Sharding
-    stacked: jax.sharding.Sharding
+from transformer_jax.parallel.mesh import BATCH, make_mesh
+from transformer_jax.parallel.rules import RULES, require_divides
+from transformer_jax.train.run import Run
+from transformer_jax.train.state import Skeleton
 
 
-def placement() -> Placement:
-    """Data-parallel over all devices that are visible."""
-    devices = jax.devices()
-    if len(devices) == 1:
-        return Placement(*[SingleDeviceSharding(devices[0])] * 3)
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
-    specs = (PartitionSpec(), PartitionSpec("data"), PartitionSpec(None, "data"))
-    return Placement(*[NamedSharding(mesh, spec) for spec in specs])
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Whole on each device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def require_divisible(batch: int, microbatches: int = 1) -> None:
-    """Raises BadInput where the rows of a (micro)batch do not divide over the devices."""
-    count = jax.device_count()
-    if batch % (count * microbatches):
-        parts = f"{count} devices" + (f" times {microbatches} microbatches" if microbatches > 1 else "")
-        raise BadInput(
-            f"A batch of {batch} does not divide over {parts}: choose a multiple of {count * microbatches}."
-        )
+def rows(mesh: Mesh) -> NamedSharding:
+    """Of a batch (B, ...). Tokens are small: cut along time is only what the model makes of them."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def stacked(mesh: Mesh) -> NamedSharding:
+    """Of a stack of batches (k, B, ...)."""
+    return NamedSharding(mesh, PartitionSpec(None, BATCH))
+
+
+def shardings(skeleton: Skeleton, mesh: Mesh, tree: Any) -> Any:
+    """Where each array of `tree` lies: one that has a parameter's name (as the moments of an optimizer do)
+    as the rules say of that parameter, any other everywhere.
+
+    Args:
+      tree: a `State`, or a part of it; of arrays or jax.ShapeDtypeStruct.
+    """
+    axes = skeleton.axes
+
+    def one(path, leaf) -> NamedSharding:
+        names = axes.get(getattr(path[-1], "key", None)) if path else None
+        if names is None or len(names) != leaf.ndim:
+            return everywhere(mesh)
+        return NamedSharding(mesh, RULES.parameter(names, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def placed(skeleton: Skeleton, mesh: Mesh, tree: Any) -> Any:
+    """What a program returns, where `shardings` says."""
+    if mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, shardings(skeleton, mesh, tree))
+
+
+def mesh_of(run: Run) -> Mesh:
+    """The mesh that a run asks for. Raises BadInput where the run does not divide over it."""
+    train, task, mesh = run.train, run.task, make_mesh(run.train.mesh)
+    batches = {"train.batch": train.batch, "train.evaluation_batch": train.evaluation_batch or train.batch}
+    if train.accumulate > 1:
+        batches["The microbatch, train.batch / train.accumulate ="] = train.batch // train.accumulate
+    for name, size in batches.items():
+        require_divides(name, size, BATCH, mesh)
+    for each in (task, *task.evaluations().values()):
+        require_divides(f"The length of {each.name},", each.length, ("sequence",), mesh)
+    if mesh.shape["tensor"] > 1:
+        model = run.model
+        sizes = {"model.heads": model.heads, "model.kv_heads": model.kv_heads or model.heads}
+        if model.mlp != "none":
+            sizes["The hidden size of model.mlp,"] = model.hidden
+        for name, size in sizes.items():
+            require_divides(name, size, ("tensor",), mesh)
+    return mesh

@@ -20,14 +20,15 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.mesh import BATCH
 from transformer_jax.train import metrics as measures
-from transformer_jax.train.devices import placement, require_divisible
+from transformer_jax.train.devices import mesh_of, rows, stacked
 from transformer_jax.train.feed import Feed
 from transformer_jax.train.metrics import Log, Metrics
 from transformer_jax.train.progress import Watcher, watcher
 from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
-from transformer_jax.train.state import State, dismantle, initial
-from transformer_jax.train.step import program
+from transformer_jax.train.state import State, dismantle
+from transformer_jax.train.step import program, started
 
 RESULT = "result.json"
 DISPATCH_SECONDS = 0.1  # of work per call: the host's share is then lost in it, and a signal soon heard
@@ -53,12 +54,11 @@ def train(
       progress: what a person sees; None: a bar on a terminal, lines elsewhere.
 
     Raises:
-      BadInput: `out` cannot be written, belongs to another run or is being written by another process; a
-        batch does not divide.
+      BadInput: `out` cannot be written, belongs to another run or is being written by another process; the
+        run does not divide over its mesh.
     """
     out, data = Path(out), Path(data)
-    require_divisible(run.train.batch, run.train.accumulate)
-    require_divisible(run.train.evaluation_batch or run.train.batch)
+    mesh_of(run)
     record = claim(run, out, label=label, command=command)
     if (out / RESULT).exists():
         return json.loads((out / RESULT).read_text())
@@ -89,12 +89,10 @@ class Training:
     def __init__(self, run: Run, out: Path, *, data: Path, watch: Watcher, record: dict[str, Any]):
         self.run, self.out, self.data, self.watch, self.record = run, out, data, watch, record
         train, task = run.train, run.task
-        self.place, self.tokens = placement(), train.batch * task.length
-        self.model = build_model(run)
-        skeleton, params, rest = dismantle(self.model)
-        self.program = program(skeleton, train, self.place.everywhere)
-        state = initial(params, rest, self.program.rule, seed=run.seed, peak=train.learning_rate)
-        self.state = jax.device_put(state, self.place.everywhere)
+        self.mesh, self.tokens = mesh_of(run), train.batch * task.length
+        self.model = jax.eval_shape(lambda: build_model(run))
+        self.program = program(dismantle(self.model)[0], train, self.mesh)
+        self.state = started(build_model, run, self.mesh)
         self.stream = pipeline.train_batches(task, batch=train.batch, seed=run.seed, directory=data)
         self.checkpoints = Checkpoints(out / "checkpoints", keep=train.keep, warn=watch.say)
 
@@ -169,7 +167,7 @@ class Training:
                 step=self.step,
                 stop=self.next_stop,
                 most=train.steps_per_dispatch,
-                place=self.place.stacked,
+                place=stacked(self.mesh),
             )
         stop = self.next_stop(self.step)
         waited = self.feed.waited
@@ -251,7 +249,8 @@ class Training:
             * self.run.task.length
             // max(task.length, self.run.task.length)
         )
-        size = max(jax.device_count(), size // jax.device_count() * jax.device_count())
+        parts = math.prod(self.mesh.shape[axis] for axis in BATCH)
+        size = max(parts, size // parts * parts)
         batches = pipeline.evaluation_batches(
             task,
             split,
@@ -268,7 +267,7 @@ class Training:
                 total[key] += float(value)
 
         for batch in batches:
-            batch = jax.device_put(batch, self.place.rows)
+            batch = jax.device_put(batch, rows(self.mesh))
             late.append(self.program.evaluate(self.state.params, self.state.rest, batch))
             if len(late) > 2:
                 add()

@@ -19,6 +19,7 @@ import numpy as np
 from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.model.config import Transformer
 from transformer_jax.train.config import Train
+from transformer_jax.train.devices import stacked
 from transformer_jax.train.loop import Training
 from transformer_jax.train.progress import Silent
 from transformer_jax.train.run import Run, claim
@@ -57,7 +58,7 @@ def overhead(
         training.advance()
         most = training.feed.most
         stack = [run.task.examples(0, np.arange(i, i + batch)) for i in range(most)]
-        stack = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *stack), training.place.stacked)
+        stack = jax.device_put(jax.tree.map(lambda *x: np.stack(x), *stack), stacked(training.mesh))
 
         def call() -> jax.Array:
             training.state, sums = training.program.steps(training.state, stack, np.int32(most))

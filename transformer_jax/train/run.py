@@ -47,8 +47,8 @@ class Run:
             raise BadInput(f"seed={self.seed} must be at least 0 and below 2**31.")
 
 
-def build_model(run: Run) -> nnx.Module:
-    """The untrained model of a run, sized by its task."""
+def build_model(run: Run, key: jax.Array | None = None) -> nnx.Module:
+    """The untrained model of a run, sized by its task; drawn from `key` in the place of its seed."""
     return Model(
         run.model,
         vocabulary=run.task.vocabulary,
@@ -56,7 +56,7 @@ def build_model(run: Run) -> nnx.Module:
         target=run.task.target,
         causal=run.task.causal,
         length=run.task.longest,
-        rngs=nnx.Rngs(run.seed),
+        rngs=nnx.Rngs(jax.random.key(run.seed) if key is None else key),
     )
 
 
@@ -67,8 +67,10 @@ def resolved(run: Run) -> dict[str, Any]:
 
 
 def digest(run: Run) -> str:
-    """A hash of the settings. A source outside the program enters by its content, not by its path."""
+    """A hash of the settings. A source outside the program enters by its content, not by its path; the mesh
+    does not enter: a run may go on on another."""
     settings = {**resolved(run), "task": run.task.parameters()}
+    settings["train"].pop("mesh")
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

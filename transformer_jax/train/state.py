@@ -54,6 +54,12 @@ class Skeleton:
     graph: Any
     params: tuple[Any, tuple[str, ...]]
     rest: tuple[Any, tuple[str, ...]]
+    names: tuple[tuple[str | None, ...], ...]
+    """Of the axes of each parameter (`transformer_jax.parallel.rules`)."""
+
+    @property
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        return dict(zip(self.params[1], self.names, strict=True))
 
     def assemble(self, params: Arrays, rest: Arrays) -> nnx.Module:
         return nnx.merge(self.graph, _unnamed(self.params, params), _unnamed(self.rest, rest))
@@ -66,12 +72,14 @@ class Skeleton:
 def dismantle(model: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
     """A model as its skeleton, its parameters and the rest."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
+    learned = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    names = tuple(tuple(p.get_metadata().get("axes") or (None,) * p.ndim) for p in learned)
     (params_form, params), (rest_form, rest) = _named(params), _named(rest)
-    return Skeleton(graph, params_form, rest_form), params, rest
+    return Skeleton(graph, params_form, rest_form, names), params, rest
 
 
 def initial(
-    params: Arrays, rest: Arrays, rule: optax.GradientTransformation, *, seed: int, peak: float
+    params: Arrays, rest: Arrays, rule: optax.GradientTransformation, *, seed: Any, peak: Any
 ) -> State:
     """The state before the first step."""
     # 1: the model's own parameters are drawn from the seed itself.

@@ -9,16 +9,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from transformer_jax.parallel.mesh import on
+from transformer_jax.parallel.rules import constrain_parameters
 from transformer_jax.train.config import Train
+from transformer_jax.train.devices import placed, shardings
 from transformer_jax.train.optimizer import learning_rate, update_rule
-from transformer_jax.train.state import Arrays, Skeleton, State
+from transformer_jax.train.run import Run
+from transformer_jax.train.state import Arrays, Skeleton, State, dismantle, initial
 
 Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
 """Of one step, () each: "loss" (nats) and "correct" summed over the targets with their weights, "weight" the
 sum of the weights; "gradient_norm" before clipping and "learning_rate" in training."""
+FREE: dict[str, Any] = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
+"""Fields of the recipe that no program depends on."""
 
 
 def score(logits: jax.Array, batch: Batch) -> Sums:
@@ -60,7 +68,7 @@ def gradient(
 
     def one(rest, batch, key):
         (_, (sums, rest)), slope = jax.value_and_grad(summed, has_aux=True)(state.params, rest, batch, key)
-        return slope, sums, rest
+        return constrain_parameters(slope, skeleton.axes), sums, rest
 
     if microbatches == 1:
         slope, sums, rest = one(state.rest, batch, key)
@@ -112,20 +120,16 @@ class Program:
     evaluate: Callable[[Arrays, Arrays, Batch], Sums]
 
 
-def program(skeleton: Skeleton, train: Train, everywhere: jax.sharding.Sharding) -> Program:
-    """The program of a model; runs that differ only in learning rate and seed share it.
-
-    `everywhere` is where the state lives; batches may be spread over its devices.
-    """
-    free: dict[str, Any] = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
+def program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
+    """The program of a model on a mesh; runs that differ only in learning rate and seed share it."""
     try:
-        return _program(skeleton, replace(train, **free), everywhere)
+        return _program(skeleton, replace(train, **FREE), mesh)
     except TypeError:  # a module that holds something unhashable cannot be shared
-        return _program.__wrapped__(skeleton, train, everywhere)
+        return _program.__wrapped__(skeleton, train, mesh)
 
 
 @functools.lru_cache(maxsize=8)
-def _program(skeleton: Skeleton, train: Train, everywhere: jax.sharding.Sharding) -> Program:
+def _program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
     rule = update_rule(train)
 
     def steps(state: State, stack: Batch, count: jax.Array) -> tuple[State, Sums]:
@@ -135,20 +139,47 @@ def _program(skeleton: Skeleton, train: Train, everywhere: jax.sharding.Sharding
         def body(i, carry):
             state, record = carry
             state, sums = train_step(skeleton, train, rule, state, batch(i))
-            return state, {name: record[name].at[i].set(sums[name].astype(jnp.float32)) for name in record}
+            record = {name: record[name].at[i].set(sums[name].astype(jnp.float32)) for name in record}
+            return placed(skeleton, mesh, state), record
 
         most = stack["inputs"].shape[0]
-        names = jax.eval_shape(lambda s: train_step(skeleton, train, rule, s, batch(0))[1], state)
-        record = {name: jnp.zeros(most, jnp.float32) for name in names}
-        # The number of trips is an argument: any number of steps per call runs the very same program,
-        # so that no result depends on it.
-        return jax.lax.fori_loop(0, count, body, (state, record))
+        with on(mesh):
+            names = jax.eval_shape(lambda s: train_step(skeleton, train, rule, s, batch(0))[1], state)
+            record = {name: jnp.zeros(most, jnp.float32) for name in names}
+            # The number of trips is an argument: any number of steps per call runs the very same program,
+            # so that no result depends on it.
+            state, record = jax.lax.fori_loop(0, count, body, (state, record))
+            return placed(skeleton, mesh, (state, record))
 
     def evaluate(params: Arrays, rest: Arrays, batch: Batch) -> Sums:
-        return forward(skeleton, params, rest, batch)[0]
+        with on(mesh):
+            return placed(skeleton, mesh, forward(skeleton, params, rest, batch)[0])
 
-    return Program(
-        rule,
-        jax.jit(steps, donate_argnums=0, out_shardings=everywhere),
-        jax.jit(evaluate, out_shardings=everywhere),
-    )
+    return Program(rule, jax.jit(steps, donate_argnums=0), jax.jit(evaluate))
+
+
+def started(build: Callable[..., Any], run: Run, mesh: Mesh) -> State:
+    """The state of a run before its first step. Each device makes its own part, so that a model need not fit
+    on one.
+
+    Args:
+      build: (run, key) -> the untrained model.
+    """
+    try:
+        make = _start(build, replace(run, seed=0, train=replace(run.train, **FREE)), mesh)
+    except TypeError:  # a task that holds something unhashable
+        make = _start.__wrapped__(build, run, mesh)
+    return make(np.uint32(run.seed), np.float32(run.train.learning_rate))
+
+
+@functools.lru_cache(maxsize=8)
+def _start(build: Callable[..., Any], run: Run, mesh: Mesh) -> Callable[[Any, Any], State]:
+    rule = update_rule(run.train)
+
+    def make(seed: jax.Array, peak: jax.Array) -> State:
+        _, params, rest = dismantle(build(run, jax.random.key(seed)))
+        return initial(params, rest, rule, seed=seed, peak=peak)
+
+    skeleton = dismantle(jax.eval_shape(lambda: build(run)))[0]
+    state = jax.eval_shape(make, np.uint32(0), np.float32(0))
+    return jax.jit(make, out_shardings=shardings(skeleton, mesh, state))

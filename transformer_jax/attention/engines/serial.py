@@ -96,7 +96,7 @@ class SerialMixer(CoreMixer):
         bound = self.size**-0.5
         blocks = (heads, len(self.gates), self.size, self.size)
         self.recurrent = nnx.Param(jax.random.uniform(rngs.params(), blocks, minval=-bound, maxval=bound))
-        self.out = self.linear(g.heads * g.head_size, g.width, rngs)
+        self.out = self.joining(g.heads * g.head_size, rngs)
 
     def cell(self, memory: State, x: Streams, y: Streams) -> tuple[State, jax.Array]:
         """One token: x is W x_t + b and y is R h_{t−1} of each gate, (B, heads, size); memory and h_t."""

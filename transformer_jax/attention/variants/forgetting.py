@@ -32,8 +32,7 @@ class Forgetting(Full):
 
     def __init__(self, geometry, *, rngs: nnx.Rngs):
         super().__init__(geometry, rngs=rngs)
-        dtype = jnp.dtype(geometry.dtype)
-        self.gate = nnx.Linear(geometry.width, geometry.kv_heads, dtype=dtype, rngs=rngs)
+        self.gate = self.linear(geometry.width, geometry.kv_heads, rngs, bias=True)
 
     def definition(self, q, k, v, c, rest):
         """O = softmax(Q Kᵀ / √H + D) V, D_ij = Σ_{l=j+1…i} log f_l = c_i − c_j for j ≤ i, else −∞."""

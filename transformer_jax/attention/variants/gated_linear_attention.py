@@ -38,9 +38,9 @@ class GatedLinearAttention(RecurrenceMixer):
         super().__init__(geometry, rngs=rngs)
         g = geometry
         self.temperature = temperature
-        self.decay_down = self.linear(g.width, rank, rngs)
-        self.decay_up = nnx.Linear(rank, g.kv_heads * g.head_size, dtype=jnp.dtype(g.dtype), rngs=rngs)
-        self.gate = nnx.Linear(g.width, g.heads * g.head_size, dtype=jnp.dtype(g.dtype), rngs=rngs)
+        self.decay_down = self.linear(g.width, rank, rngs, axes="embed -")
+        self.decay_up = self.linear(rank, g.kv_heads * g.head_size, rngs, axes="- heads", bias=True)
+        self.gate = self.linear(g.width, g.heads * g.head_size, rngs, bias=True)
         self.norm = nnx.RMSNorm(g.head_size, dtype=jnp.dtype(g.dtype), rngs=rngs)
 
     def definition(self, q, k, v, log_decay):

@@ -60,9 +60,10 @@ class Hyena(CoreMixer):
             raise BadInput(f"hyena bands={bands} and filter_width={filter_width} must be at least 1.")
         super().__init__(geometry)
         g, channels = geometry, self.mixed_heads
-        self.inputs = self.linear(g.width, 3 * channels, rngs)
+        # Three streams side by side: a cut would not meet their borders.
+        self.inputs = self.linear(g.width, 3 * channels, rngs, axes="embed -")
         self.short = ShortConvolution(3 * channels, taps, dtype=g.dtype, rngs=rngs)
-        self.out = self.linear(channels, g.width, rngs)
+        self.out = self.joining(channels, rngs)
         self.bands = bands
         exact = jnp.promote_types(jnp.float32, jnp.dtype(g.dtype))
         layer = lambda inputs, outputs, bias: nnx.Linear(

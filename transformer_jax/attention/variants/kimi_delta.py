@@ -33,8 +33,10 @@ class KimiDelta(ConvolvedMixer):
         g = geometry
         size = g.heads * g.head_size
         self.write_rate = self.linear(g.width, g.heads, rngs)
-        self.decay_down, self.gate_down = (self.linear(g.width, g.head_size, rngs) for _ in range(2))
-        self.decay_up, self.gate_up = (self.linear(g.head_size, size, rngs) for _ in range(2))
+        self.decay_down, self.gate_down = (
+            self.linear(g.width, g.head_size, rngs, axes="embed -") for _ in range(2)
+        )
+        self.decay_up, self.gate_up = (self.linear(g.head_size, size, rngs, axes="- heads") for _ in range(2))
         self.norm = nnx.RMSNorm(g.head_size, dtype=jnp.dtype(g.dtype), rngs=rngs)
         self.dt_bias = nnx.Param(time_step_bias(rngs.params(), size))
         self.A_log = nnx.Param(log_rate(rngs.params(), g.heads))

@@ -50,8 +50,8 @@ class Latent(HeadMixer):
         g = geometry
         self.latents = nnx.Param(jax.random.normal(rngs.params(), (latents, g.heads, g.head_size)))
         packed = g.heads * g.head_size
-        self.packed_key = self.linear(packed, g.kv_heads * g.head_size, rngs)
-        self.packed_value = self.linear(packed, g.kv_heads * g.head_size, rngs)
+        self.packed_key = self.linear(packed, g.kv_heads * g.head_size, rngs, axes="- heads")
+        self.packed_value = self.linear(packed, g.kv_heads * g.head_size, rngs, axes="- heads")
 
     @property
     def mixed_heads(self):

@@ -53,9 +53,9 @@ class Mamba(ScanMixer):
         self.state_size, self.rank = state_size, rank
         self.inputs, self.gate = (self.linear(g.width, channels, rngs) for _ in range(2))
         self.convolution = ShortConvolution(channels, taps, dtype=g.dtype, rngs=rngs)
-        self.selection_down = self.linear(channels, rank + 2 * state_size, rngs)
-        self.time_step = self.linear(rank, channels, rngs)
-        self.out = self.linear(channels, g.width, rngs)
+        self.selection_down = self.linear(channels, rank + 2 * state_size, rngs, axes="heads -")
+        self.time_step = self.linear(rank, channels, rngs, axes="- heads")
+        self.out = self.joining(channels, rngs)
         self.dt_bias = nnx.Param(time_step_bias(rngs.params(), channels))
         # The real start of S4D: A_n = −n for n = 1 … N.
         states = jnp.log(jnp.arange(1.0, state_size + 1))

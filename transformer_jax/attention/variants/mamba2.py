@@ -40,12 +40,13 @@ class Mamba2(RecurrenceMixer):
         Mixer.__init__(self, geometry)
         g = geometry
         inner, self.shared = g.heads * g.head_size, g.kv_heads * state_size
-        self.inputs = self.linear(g.width, inner + 2 * self.shared, rngs)
+        # Three streams side by side: a cut would not meet their borders.
+        self.inputs = self.linear(g.width, inner + 2 * self.shared, rngs, axes="embed -")
         self.convolution = ShortConvolution(inner + 2 * self.shared, taps, dtype=g.dtype, rngs=rngs)
         self.time_step = self.linear(g.width, g.heads, rngs)
         self.gate = self.linear(g.width, inner, rngs)
         self.norm = nnx.RMSNorm(inner, epsilon=1e-5, dtype=jnp.dtype(g.dtype), rngs=rngs)
-        self.out = self.linear(inner, g.width, rngs)
+        self.out = self.joining(inner, rngs)
         self.dt_bias = nnx.Param(time_step_bias(rngs.params(), g.heads))
         self.A_log = nnx.Param(log_rate(rngs.params(), g.heads))
         self.skip = nnx.Param(jnp.ones(g.heads))

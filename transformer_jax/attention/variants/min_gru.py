@@ -34,11 +34,10 @@ class MinGRU(ScanMixer):
             raise BadInput(f"min_gru candidate={candidate!r} is unknown: give 'linear' or 'positive'.")
         super().__init__(geometry)
         g = geometry
-        dtype = jnp.dtype(g.dtype)
         self.candidate = candidate
-        self.update = nnx.Linear(g.width, self.mixed_heads, dtype=dtype, rngs=rngs)
-        self.hidden = nnx.Linear(g.width, self.mixed_heads, dtype=dtype, rngs=rngs)
-        self.out = self.linear(self.mixed_heads, g.width, rngs)
+        self.update = self.linear(g.width, self.mixed_heads, rngs, bias=True)
+        self.hidden = self.linear(g.width, self.mixed_heads, rngs, bias=True)
+        self.out = self.joining(self.mixed_heads, rngs)
 
     def definition(self, z, v):
         """h_t = (1 − z_t) ⊙ h_{t−1} + z_t ⊙ h̃_t, with z_t = σ(Linear(x_t)) and v = h̃ = Linear(x)."""

@@ -59,14 +59,21 @@ class MultiHeadLatent(Full):
         super(HeadMixer, self).__init__(g)  # its projections are others
         self.latent, self.turned, self.key_size = latent, turned, g.head_size + turned
         norm = lambda size: nnx.RMSNorm(size, dtype=jnp.dtype(g.dtype), rngs=rngs)
-        self.query_down = None if query_latent is None else self.linear(g.width, query_latent, rngs)
+        self.query_down = (
+            None if query_latent is None else self.linear(g.width, query_latent, rngs, axes="embed -")
+        )
         self.query_norm = None if query_latent is None else norm(query_latent)
-        self.query = self.linear(query_latent or g.width, g.heads * self.key_size, rngs)
-        self.down, self.norm = self.linear(g.width, latent, rngs), norm(latent)
-        self.rotary_key = self.linear(g.width, turned, rngs)
-        self.key = self.linear(latent, g.heads * g.head_size, rngs)
-        self.value = self.linear(latent, g.heads * g.head_size, rngs)
-        self.out = self.linear(g.heads * g.head_size, g.width, rngs)
+        self.query = self.linear(
+            query_latent or g.width,
+            g.heads * self.key_size,
+            rngs,
+            axes="embed heads" if query_latent is None else "- heads",
+        )
+        self.down, self.norm = self.linear(g.width, latent, rngs, axes="embed -"), norm(latent)
+        self.rotary_key = self.linear(g.width, turned, rngs, axes="embed -")
+        self.key = self.linear(latent, g.heads * g.head_size, rngs, axes="- heads")
+        self.value = self.linear(latent, g.heads * g.head_size, rngs, axes="- heads")
+        self.out = self.joining(g.heads * g.head_size, rngs)
 
     def definition(self, q, k, v):
         """Equation 18: o_t = Σ_j Softmax_j(q_tᵀ k_j / √(d_h + d_h^R)) v_j^C, with q = [q^C; q^R] and

@@ -34,8 +34,7 @@ class RfaGated(Rfa):
         self, geometry: Geometry, *, features: int = 64, draws: Draws = "independent", rngs: nnx.Rngs
     ):
         super().__init__(geometry, features=features, draws=draws, rngs=rngs)
-        dtype = jnp.dtype(geometry.dtype)
-        self.gate = nnx.Linear(geometry.width, geometry.heads, dtype=dtype, rngs=rngs)
+        self.gate = self.linear(geometry.width, geometry.heads, rngs, bias=True)
 
     def definition(self, q, k, v, gate, w):
         """Section 3.2: S_t = g_t S_{t−1} + (1 − g_t) φ(k_t) ⊗ v_t, z_t = g_t z_{t−1} + (1 − g_t) φ(k_t),

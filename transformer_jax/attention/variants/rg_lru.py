@@ -42,7 +42,7 @@ class RGLRU(ScanMixer):
         g = geometry
         self.gate = self.linear(g.width, self.mixed_heads, rngs)
         self.inputs = self.linear(g.width, self.mixed_heads, rngs)
-        self.out = self.linear(self.mixed_heads, g.width, rngs)
+        self.out = self.joining(self.mixed_heads, rngs)
         self.convolution = ShortConvolution(self.mixed_heads, taps, dtype=g.dtype, rngs=rngs)
         # Equations 1 and 2: weights (N, 2, H, H) of r and i, and their biases.
         bound = (3 / g.head_size) ** 0.5  # variance 1 / H

@@ -13,6 +13,7 @@ from transformer_jax.attention.engines.forms import Recurrence
 from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
 from transformer_jax.attention.gates import unit
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.rules import named
 
 SHIFTED = "rkvwag"
 
@@ -45,12 +46,16 @@ class RWKV7(RecurrenceMixer):
         self.previous = ShortConvolution(g.width, 2, dtype=g.dtype, rngs=rngs)
         self.previous.kernel = Buffer(jnp.stack([jnp.ones(g.width), jnp.zeros(g.width)]))
         self.shift = nnx.Param(jnp.full((len(SHIFTED), g.width), 0.5))
-        self.decay_down, self.rate_down, self.gate_down = (self.linear(g.width, rank, rngs) for _ in range(3))
+        self.decay_down, self.rate_down, self.gate_down = (
+            self.linear(g.width, rank, rngs, axes="embed -") for _ in range(3)
+        )
         dtype = jnp.dtype(g.dtype)
         slow_to_fast = lambda key, shape, dtype=None: jnp.linspace(-6.0, 1.0, *shape)
-        self.decay_up = nnx.Linear(rank, keys, bias_init=slow_to_fast, dtype=dtype, rngs=rngs)
-        self.rate_up = nnx.Linear(rank, keys, dtype=dtype, rngs=rngs)
-        self.gate_up = self.linear(rank, size, rngs)
+        self.decay_up = nnx.Linear(
+            rank, keys, bias_init=slow_to_fast, dtype=dtype, rngs=rngs, kernel_metadata=named("- heads")
+        )
+        self.rate_up = self.linear(rank, keys, rngs, axes="- heads", bias=True)
+        self.gate_up = self.linear(rank, size, rngs, axes="- heads")
         self.removal = nnx.Param(jnp.ones(keys))
         self.replacement = nnx.Param(jnp.ones(keys))
         self.bonus = nnx.Param(jnp.zeros((g.heads, g.head_size)))

@@ -39,9 +39,9 @@ class SynthesizerDense(Full):
         g = geometry
         self.hidden = hidden or g.head_size
         self.key_size = self.hidden + 1
-        self.first = nnx.Linear(g.width, g.heads * self.hidden, dtype=jnp.dtype(g.dtype), rngs=rngs)
+        self.first = self.linear(g.width, g.heads * self.hidden, rngs, bias=True)
         self.value = self.linear(g.width, g.kv_heads * g.head_size, rngs)
-        self.out = self.linear(g.heads * g.head_size, g.width, rngs)
+        self.out = self.joining(g.heads * g.head_size, rngs)
         shape = (g.length, g.kv_heads, self.hidden)
         self.second = nnx.Param(self.hidden**-0.5 * jax.random.normal(rngs.params(), shape))
         self.bias = nnx.Param(jnp.zeros((g.length, g.kv_heads, 1)))

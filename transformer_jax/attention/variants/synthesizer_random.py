@@ -41,7 +41,7 @@ class SynthesizerRandom(HeadMixer):
         g = geometry
         self.rank = rank
         self.value = self.linear(g.width, g.kv_heads * g.head_size, rngs)
-        self.out = self.linear(g.heads * g.head_size, g.width, rngs)
+        self.out = self.joining(g.heads * g.head_size, rngs)
         normal = lambda size: jax.random.normal(rngs.params(), (g.heads, g.length, size))
         if rank is None:
             self.R = nnx.Param(normal(g.length))
