@@ -18,7 +18,7 @@ import jax
 from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Mixer
 from transformer_jax.conformance import cost, meaning, time, training
-from transformer_jax.conformance.subject import Subject, Undefined
+from transformer_jax.conformance.subject import Subject, Undefined, optimized
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     check.__name__: check
@@ -67,7 +67,7 @@ def prove(subject: Subject, name: str) -> Result:
     """Runs one check, in float64 where it asks for it. Any other exception is a failure too."""
     found = lambda outcome, detail="": Result(subject.mixer.name, subject.direction, name, outcome, detail)
     try:
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), optimized(False):
             CHECKS[name](subject)
     except Undefined as reason:
         return found("undefined", str(reason))

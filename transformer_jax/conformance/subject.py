@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import jax
@@ -54,8 +56,17 @@ class Subject:
         return nnx.merge(graph, jax.tree.unflatten(tree, noisy), rest)
 
 
-def inputs(batch: int, length: int, width: int = 16, *, seed: int = 1, dtype: Any = jnp.float64) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, length, width)), dtype)
+def inputs(
+    batch: int, length: int, width: int = 16, *, seed: int = 1, dtype: Any = jnp.float64
+) -> np.ndarray:
+    """Normal x (B, T, D), in NumPy, as all that surrounds the programs: each operation of JAX outside of one
+    is a program to compile."""
+    return np.random.default_rng(seed).standard_normal((batch, length, width)).astype(dtype)
+
+
+def plain(batch: int, length: int) -> Layout:
+    """`Layout.plain`, in NumPy."""
+    return Layout(np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length)))
 
 
 def core_of(mixer: Mixer) -> CoreMixer:
@@ -85,17 +96,37 @@ def agree(found: Any, wanted: Any, *, within: float, what: str) -> None:
         assert error <= within, f"{what}{name}: error {error:.2e} exceeds {within:.0e}"
 
 
+@contextmanager
+def optimized(wanted: bool) -> Iterator[None]:
+    """Whether a CPU's compiler optimizes the machine code of what is compiled inside, single operations such
+    as those of an initialization included."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", not wanted and jax.default_backend() == "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
 def jit(f: Callable) -> Callable:
-    """jax.jit for a small program that runs once or twice: on a CPU the machine code is left unoptimized,
-    which halves the suite's time. What XLA itself makes of the program is the same."""
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(f, compiler_options=options)
+    """jax.jit for a small program that runs once or twice: on a CPU its machine code is written in the
+    shortest time, not to the shortest time. What XLA's own passes make of the program is the same."""
+    return jax.jit(f, compiler_options=_quick_to_compile())
 
 
-def run(mixer: Mixer, x: jax.Array, layout: Layout | None = None, state: Any = None, **kw: Any):
-    """One call, compiled: `mixer(x, layout, state)`."""
-    layout = Layout.plain(*x.shape[:2]) if layout is None else layout
-    return call(mixer)(x, layout, state, **kw)
+@cache
+def _quick_to_compile() -> dict[str, Any]:
+    """Compiler options of a CPU: LLVM optimizes nothing, in one thread; and where jaxlib still has them
+    (0.10 does, 0.12 does not) the emitters write fusions that need no MLIR, which takes most of the rest."""
+    if jax.default_backend() != "cpu":
+        return {}
+    sure = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+    chosen = sure | {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=chosen)()
+    except jax.errors.JaxRuntimeError:  # there is no such option
+        return sure
+    return chosen
 
 
 def call(mixer: Mixer) -> Callable:
@@ -113,5 +144,5 @@ def part(layout: Layout, start: int, stop: int) -> Layout:
     return Layout(
         layout.positions[:, start:stop],
         None if layout.segments is None else layout.segments[:, start:stop],
-        None if layout.lengths is None else jnp.clip(layout.lengths - start, 0, stop - start),
+        None if layout.lengths is None else np.clip(layout.lengths - start, 0, stop - start),
     )

@@ -5,21 +5,22 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-from transformer_jax.attention.contract import Layout
+from transformer_jax.attention.contract import Layout, Mixer
 from transformer_jax.conformance.meaning import EXACT
-from transformer_jax.conformance.subject import Subject, agree, call, inputs, jit, part, run
+from transformer_jax.conformance.subject import Subject, agree, call, inputs, jit, part, plain
 
 
 def future_does_not_leak(subject: Subject) -> None:
     """Causal: changing a token changes nothing before it, and something at it. Bidirectional: it also
     changes something before it."""
     go = call(subject.build())
-    x, layout = inputs(1, 33), Layout.plain(1, 33)
+    x, layout = inputs(1, 33), plain(1, 33)
     y, _ = go(x, layout)
     for at in (7, 20, 32):
-        moved, _ = go(x.at[:, at].add(3.0), layout)
-        change = np.abs(np.asarray(moved - y))[0].max(-1)
+        moved, _ = go(x + 3.0 * (np.arange(33) == at)[:, None], layout)
+        change = np.abs(np.asarray(moved) - np.asarray(y))[0].max(-1)
         assert change[at] > 1e-6, f"token {at} does not see itself"
         if subject.causal:
             assert change[:at].max() < 1e-12, f"a change at {at} leaks into the past: {change[:at].max():.1e}"
@@ -31,15 +32,23 @@ def splitting_changes_nothing(subject: Subject) -> None:
     """Prefill and steps through the state equal the whole sequence at once, wherever it is cut."""
     subject.require_decoding()
     mixer = subject.build()
-    x, layout = inputs(2, 29), Layout.plain(2, 29)
+    x, layout = inputs(2, 29), plain(2, 29)
     go = call(mixer)
     whole, _ = go(x, layout)
-    for cuts in ((0, 29), (0, 12, 29), (0, 12, *range(13, 20), 29), tuple(range(30))):
-        state, pieces = mixer.init_state(2), []
-        for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-            y, state = go(x[:, start:stop], part(layout, start, stop), state)
-            pieces.append(y)
-        agree(jnp.concatenate(pieces, 1), whole, within=EXACT, what=f"cut into {len(pieces)}")
+    # All of it; a prompt, a longer piece on its state and steps; steps between two pieces; only steps.
+    for pieces in ((29,), (12, 12, *[1] * 5), (12, *[1] * 5, 12), (1,) * 29):
+        found = _in_pieces(go, x, layout, mixer.init_state(2), pieces)
+        agree(found, whole, within=EXACT, what=f"cut into {len(pieces)}")
+
+
+def _in_pieces(go, x, layout: Layout, state, sizes) -> np.ndarray:
+    """y (B, T, D) of `go` on one piece after another."""
+    ys, start = [], 0
+    for size in sizes:
+        y, state = go(x[:, start : start + size], part(layout, start, start + size), state)
+        ys.append(y)
+        start += size
+    return np.concatenate(ys, 1)
 
 
 def padding_changes_nothing(subject: Subject) -> None:
@@ -47,36 +56,47 @@ def padding_changes_nothing(subject: Subject) -> None:
     nothing but padding stays finite, and decoding continues each row where it ended."""
     subject.require("padding")
     mixer = subject.build()
-    lengths = np.array([26, 11, 0])
+    go, with_gradient = call(mixer), _and_gradient(mixer)
+    lengths = np.array([23, 11, 0], np.int32)
     x = inputs(3, 26)
-    layout = Layout(Layout.plain(3, 26).positions, None, jnp.asarray(lengths))
-    y, _ = run(mixer, x, layout)
+    layout = Layout(plain(3, 26).positions, None, lengths)
+    valid = np.arange(26) < lengths[:, None]
+    y, gradient = with_gradient(x, layout, valid)
     assert np.isfinite(y).all(), "a row of padding is not finite"
     for row, length in enumerate(lengths[:2]):
-        alone, _ = run(mixer, x[row : row + 1, :length])
+        alone, _ = go(x[row : row + 1, :length], plain(1, length))
         agree(y[row : row + 1, :length], alone, within=EXACT, what=f"a row of {length} in 26")
-
-    def valid_total(x):
-        y, _ = mixer(x, layout)
-        return jnp.sum(jnp.where(layout.valid[..., None], jnp.sin(y), 0))
-
-    gradient = np.asarray(jit(jax.grad(valid_total))(x))
     assert np.isfinite(gradient).all(), "the gradient of a padded batch is not finite"
-    assert not gradient[~np.asarray(layout.valid)].any(), "padding receives a gradient"
+    assert not gradient[~valid].any(), "padding receives a gradient"
     if not subject.causal or not mixer.capability.defined("decoding"):
         return
-    _, state = run(mixer, x, layout, mixer.init_state(3))
+    _, state = go(x, layout, mixer.init_state(3))
     more = inputs(3, 3, seed=5)
-    places = jnp.asarray(lengths)[:, None] + jnp.arange(3)[None]
-    continued, _ = run(mixer, more, Layout(places), state)
+    continued, _ = go(more, Layout(lengths[:, None] + np.arange(3, dtype=np.int32)), state)
     # Of the same rows at once: padded as well, which is proved above.
-    joined = jax.vmap(jax.lax.dynamic_update_slice, (0, 0, 0))
-    starts = jnp.stack([jnp.asarray(lengths), jnp.zeros(3, int)], axis=1)
-    at_once = joined(jnp.pad(x, ((0, 0), (0, 3), (0, 0))), more, starts)
-    wanted, _ = run(mixer, at_once, Layout(Layout.plain(3, 29).positions, None, jnp.asarray(lengths) + 3))
+    at_once = x.copy()
+    for row, length in enumerate(lengths):
+        at_once[row, length : length + 3] = more[row]
+    wanted, _ = with_gradient(at_once, Layout(layout.positions, None, lengths + 3), valid)
     for row, length in enumerate(lengths):
         found, exact = continued[row], wanted[row, length : length + 3]
         agree(found, exact, within=EXACT, what=f"decoding after {length}")
+
+
+def _and_gradient(mixer: Mixer):
+    """(x, layout, counted) → y, and the gradient in x of what is `counted` (B, T) of it, as one program."""
+    graph, values = nnx.split(mixer)
+
+    @jit
+    def go(values, x, layout, counted):
+        def total(x):
+            y, _ = nnx.merge(graph, values)(x, layout)
+            return jnp.sum(jnp.where(counted[..., None], jnp.sin(y), 0)), y
+
+        gradient, y = jax.grad(total, has_aux=True)(x)
+        return y, gradient
+
+    return lambda *inputs: jax.tree.map(np.asarray, go(values, *inputs))
 
 
 def packing_changes_nothing(subject: Subject) -> None:
@@ -84,28 +104,20 @@ def packing_changes_nothing(subject: Subject) -> None:
     subject.require("packing")
     mixer = subject.build()
     go = call(mixer)
-    sizes = (7, 14, 7)
+    sizes = (10, 10, 8)
     x = inputs(1, sum(sizes))
-    segments = jnp.asarray(np.repeat([0, 1, 2], sizes), jnp.int32)[None]
-    positions = jnp.concatenate([jnp.arange(size) for size in sizes])[None]
+    segments = np.repeat(np.arange(3, dtype=np.int32), sizes)[None]
+    positions = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[None]
     layout = Layout(positions, segments, None)
-    packed, _ = go(x, layout)
+    packed, gradient = _and_gradient(mixer)(x, layout, segments == 0)
     start = 0
     for size in sizes:
-        alone, _ = go(x[:, start : start + size], Layout.plain(1, size))
+        alone, _ = go(x[:, start : start + size], plain(1, size))
         agree(packed[:, start : start + size], alone, within=EXACT, what=f"a document of {size}")
         start += size
-
-    def first_total(x):
-        return jnp.sum(mixer(x, layout)[0][:, : sizes[0]])
-
-    gradient = np.asarray(jit(jax.grad(first_total))(x))
     assert np.abs(gradient[:, sizes[0] :]).max() < 1e-12, "a gradient crosses documents"
     if not subject.causal or not mixer.capability.defined("decoding"):
         return
-    for size in (7, 4):  # between documents and within one; across their borders
-        state, pieces = mixer.init_state(1), []
-        for begin in range(0, 28, size):
-            y, state = go(x[:, begin : begin + size], part(layout, begin, begin + size), state)
-            pieces.append(y)
-        agree(jnp.concatenate(pieces, 1), packed, within=EXACT, what=f"packed documents, cut every {size}")
+    # Fours: the first document ends within a piece, the second between two.
+    found = _in_pieces(go, x, layout, mixer.init_state(1), (4,) * 7)
+    agree(found, packed, within=EXACT, what="packed documents, cut every 4")

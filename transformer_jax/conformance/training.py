@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transformer_jax.conformance.subject import Subject, agree, jit
+from transformer_jax.conformance.subject import Subject, agree, jit, optimized
 from transformer_jax.model.config import Transformer, mechanism
 from transformer_jax.model.transformer import Model
 
@@ -17,12 +17,13 @@ def batch_changes_nothing(subject: Subject) -> None:
     compiler has been seen to break this, see `transformer_jax.compiler`.)"""
     with jax.enable_x64(False):
         graph, values = nnx.split(_model(subject, width=64, heads=1, length=64))
-        tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (64, 64)))
+        tokens = np.random.default_rng(0).integers(0, 11, (64, 64), np.int32)
         run = lambda values, tokens: nnx.merge(graph, values)(tokens)[0]
         both = lambda values, tokens: jax.vjp(lambda v: run(v, tokens), values)[0]
         few = jit(run)(values, tokens[:4])
         for name, program in (("forward", run), ("with its gradient", both)):
-            logits = jax.jit(program)(values, tokens)
+            with optimized(True):
+                logits = jax.jit(program)(values, tokens)
             # Float32 sums of another order, through two layers.
             agree(logits[:4], few, within=1e-4, what=f"logits in a batch of 64, {name}")
 
@@ -46,7 +47,7 @@ def trains_in_a_model(subject: Subject) -> None:
     one element of each a gradient that is not zero."""
     model = _model(subject, width=16, heads=2, length=48)
     graph, learned, rest = nnx.split(model, nnx.Param, ...)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 48)))
+    tokens = np.random.default_rng(0).integers(0, 11, (2, 48))
 
     @jit
     @jax.grad
