@@ -71,7 +71,7 @@ def test_a_row_shorter_than_the_landmarks_has_its_tokens_as_landmarks():
 def test_redrawing_changes_the_features_and_nothing_learned():
     mixer = Performer(Geometry(width=8, heads=2), features=6, rngs=nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.split(mixer, Buffer, nnx.Param)[1:])
-    mixer.redraw(nnx.Rngs(7))
+    mixer.renew(jnp.int32(1), jax.random.key(7), {})
     features, learned = nnx.split(mixer, Buffer, nnx.Param)[1:]
     moved = lambda a, b: [
         not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)

@@ -122,18 +122,22 @@ def test_routing_to_clusters_that_take_every_token_is_full_attention():
     np.testing.assert_allclose(found, jnp.einsum("bnts,bsnh->btnh", weights, v), atol=1e-5)
 
 
+def after_a_step(mixer, x):
+    mixer.renew(jnp.int32(0), jax.random.key(0), mixer.observe(x, Layout.plain(B, T)))
+
+
 def test_routing_moves_centroids_to_the_queries_and_keys_nearest_to_them():
-    mixer, x, streams = routing(clusters=1)
-    mixer.update(x, Layout.plain(B, T), decay=0.0)
+    mixer, x, streams = routing(clusters=1, decay=0.0)
+    after_a_step(mixer, x)
     wanted = (streams["q"] + streams["k"]).sum(axis=(0, 1)) / 2
     np.testing.assert_allclose(mixer.centroids[...][:, 0], wanted, atol=1e-4)
-    mixer, x, _ = routing(clusters=6, members=8)
+    mixer, x, _ = routing(clusters=6, members=8, decay=0.0)
     cosine = lambda: np.asarray(
         mixer.near(mixer.streams(x, Layout.plain(B, T))[0]["q"], unit(mixer.centroids[...]))
     )
     before = cosine().max(axis=1).mean()
     for _ in range(5):
-        mixer.update(x, Layout.plain(B, T), decay=0.0)
+        after_a_step(mixer, x)
     assert cosine().max(axis=1).mean() > before + 0.1
 
 

@@ -62,7 +62,7 @@ def test_targets_without_weight_do_not_matter():
     data = batch(run)
     changed = data | {"targets": np.where(data["weights"] == 0, 3, data["targets"]).astype(np.int32)}
     assert (changed["targets"] != data["targets"]).any()
-    sums = jax.jit(lambda batch: forward(skeleton, state.params, state.rest, batch)[0])
+    sums = jax.jit(lambda batch: forward(skeleton, state.params, state.rest, batch))
     assert jax.device_get(sums(data)) == jax.device_get(sums(changed))
 
 
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_mean():
         data = batch(run)
 
         def mean(params):
-            sums, _ = forward(skeleton, params, state.rest, data)
+            sums = forward(skeleton, params, state.rest, data)
             return sums["loss"] / sums["weight"]
 
         slope = jax.jit(jax.grad(mean))(state.params)
@@ -149,7 +149,7 @@ def test_dropout_is_drawn_anew_at_each_step_and_off_in_evaluation():
     data = batch(run)
     step = stepper(skeleton, run, rule)
     first, again, later = (step(state._replace(step=jnp.int32(n)), data)[1] for n in (0, 0, 1))
-    plain, _ = forward(skeleton, state.params, state.rest, data)
+    plain = forward(skeleton, state.params, state.rest, data)
     assert first["loss"] == again["loss"]
     assert len({float(first["loss"]), float(later["loss"]), float(plain["loss"])}) == 3
 

@@ -21,7 +21,7 @@ class ToyConfig:
 
 
 class Toy(nnx.Module):
-    """Embeds, averages over the past, reads out; counts its calls in a buffer."""
+    """Embeds, averages over the past, reads out; counts in a buffer the microbatches it is trained on."""
 
     def __init__(self, config: ToyConfig, vocabulary: int, rngs: nnx.Rngs):
         self.embed = nnx.Embed(vocabulary, config.width, rngs=rngs)
@@ -32,11 +32,16 @@ class Toy(nnx.Module):
         self.calls = Buffer(jnp.zeros((), jnp.int32))
 
     def __call__(self, tokens, *, lengths=None, segments=None, state=None, dropout=None):
-        self.calls[...] = self.calls[...] + 1
         x = self.embed.embedding[...][tokens]  # in the precision of the parameters, float64 in some tests
         x = jnp.cumsum(x, axis=1) / jnp.arange(1, x.shape[1] + 1, dtype=x.dtype)[None, :, None] + x
         x = self.dropout(jnp.tanh(self.hidden(self.norm(x))), deterministic=dropout is None, rngs=dropout)
         return self.out(x), None
+
+    def training_pass(self, tokens, *, lengths=None, segments=None, dropout):
+        return self(tokens, dropout=dropout)[0], jnp.ones((), jnp.int32)
+
+    def renew(self, step, key, observed):
+        self.calls[...] = self.calls[...] + observed
 
     def notes(self):
         return {"toy": "a stand-in"}

@@ -34,7 +34,8 @@ MODES: tuple[Mode, ...] = ("causal", "bidirectional", "cross", "padding", "packi
 
 
 class Buffer(nnx.Variable):
-    """What is neither learned nor state (random features, block patterns): checkpointed, not trained."""
+    """What is neither learned nor state (random features, block patterns): checkpointed, not trained, and
+    moved by `Mixer.renew` alone."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,24 @@ class Mixer(nnx.Module):
         """The empty state of `batch` sequences. Raises BadInput where decoding is undefined."""
         self.capability.require("decoding", self.name)
         raise NotImplementedError
+
+    def observe(self, x: jax.Array, layout: Layout) -> dict[str, jax.Array]:
+        """What `renew` wants to know of a training batch x (B, T, D): sums over its tokens, so that those of
+        microbatches add up to those of the batch. Here nothing."""
+        return {}
+
+    def renew(self, step: jax.Array, key: jax.Array, observed: Mapping[str, jax.Array]) -> None:
+        """Moves the buffers after a training step; here it leaves them as they are.
+
+        Training calls it inside the compiled step, once for each, however many microbatches it has;
+        evaluation and decoding never do. What it does follows from its arguments alone, so that a resumed run
+        equals an uninterrupted one.
+
+        Args:
+          step: () int32, the number of the step just made, from 0.
+          key: a random key, another one for each step and each layer.
+          observed: of `observe`, for the whole batch.
+        """
 
     def flops(self, batch: int, length: int) -> int:
         """Matrix-product FLOPs (two per multiply-add) of one forward call without a state."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import jax
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability, Geometry, Mixer
@@ -82,6 +83,14 @@ class ParallelMixer(Mixer):
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
         return {str(i): mixer.init_state(batch) for i, mixer in enumerate(self.mixers)}
+
+    def observe(self, x, layout):
+        return {str(i): mixer.observe(x, layout) for i, mixer in enumerate(self.mixers)}
+
+    def renew(self, step, key, observed):
+        keys = jax.random.split(key, len(self.mixers))
+        for i, mixer in enumerate(self.mixers):
+            mixer.renew(step, keys[i], observed[str(i)])
 
     def flops(self, batch, length):
         return sum(mixer.flops(batch, length) for mixer in self.mixers)

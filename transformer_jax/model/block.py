@@ -68,9 +68,18 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
-        self, x: jax.Array, layout: Layout, state: State | None = None, dropout: jax.Array | None = None
-    ) -> tuple[jax.Array, State | None]:
-        """x (B, T, D) -> x (B, T, D). `dropout` is a key, or None for none."""
+        self,
+        x: jax.Array,
+        layout: Layout,
+        state: State | None = None,
+        dropout: jax.Array | None = None,
+        observe: bool = False,
+    ) -> tuple[jax.Array, State | None, dict[str, jax.Array]]:
+        """x (B, T, D) -> x (B, T, D), the state, and what the mixer observes where it is asked to.
+
+        `dropout` is a key, or None for none.
+        """
+        observed: dict[str, jax.Array] = {}
         state = dict(state) if state is not None else None
         keys = (None, None) if dropout is None else jax.random.split(dropout)
 
@@ -79,6 +88,8 @@ class Block(nnx.Module):
                 x, moved = self.convolution(x, layout, state and state["convolution"])
                 if state is not None:
                     state["convolution"] = moved
+            if observe:
+                observed.update(self.mixer.observe(x, layout))
             y, moved = self.mixer(x, layout, state and state["mixer"])
             if state is not None:
                 state["mixer"] = moved
@@ -87,7 +98,7 @@ class Block(nnx.Module):
         x = self.residual(x, mix, self.mixer_norm, keys[0])
         if self.mlp is not None:
             x = self.residual(x, self.mlp, self.mlp_norm, keys[1])
-        return x, state
+        return x, state, observed
 
     def residual(self, x, branch, norm, key):
         drop = lambda y: self.dropout(y, deterministic=key is None, rngs=key)

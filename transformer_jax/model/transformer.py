@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ def rows(table: nnx.Embed, at: jax.Array, name: str | None = None) -> jax.Array:
     matrix = constrain(table.embedding[...].astype(table.dtype), name)
     return placed(jnp.take(matrix, at, axis=0))
 
+Observed = dict[str, Any]
+"""Of one mixer, see `Mixer.observe`; stacked over the repeats of the layer pattern."""
+
 
 class Period(nnx.Module):
     """One round of the layer pattern: a block for each of its mechanisms, in order."""
@@ -38,13 +41,19 @@ class Period(nnx.Module):
     def __init__(self, config: Transformer, geometry: Geometry, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(config, m, geometry, rngs=rngs) for m in config.mixers])
 
-    def __call__(self, x, layout: Layout, states, key):
+    def __call__(self, x, layout: Layout, states, key, observe: bool):
         keys = [None] * len(self.blocks) if key is None else jax.random.split(key, len(self.blocks))
-        moved = []
+        moved, observed = [], []
         for i, block in enumerate(self.blocks):
-            x, state = block(x, layout, None if states is None else states[i], keys[i])
+            x, state, seen = block(x, layout, None if states is None else states[i], keys[i], observe)
             moved.append(state)
-        return x, None if states is None else moved
+            observed.append(seen)
+        return x, (None if states is None else moved, observed)
+
+    def renew(self, step: jax.Array, key: jax.Array, observed: list[Observed]) -> None:
+        keys = jax.random.split(key, len(self.blocks))
+        for block, key, seen in zip(self.blocks, keys, observed, strict=True):
+            block.mixer.renew(step, key, seen)
 
 
 class Model(nnx.Module):
@@ -89,8 +98,7 @@ class Model(nnx.Module):
         self.embed = embed(vocabulary, embedding_metadata=named("vocabulary embed"))
         if config.positions == "learned":
             self.position = embed(length, embedding_metadata=named("- embed"))
-        repeats = config.layers // len(config.mixers)
-        self.periods = jax.vmap(lambda r: Period(config, self.geometry, r))(rngs.split(repeats))
+        self.periods = jax.vmap(lambda r: Period(config, self.geometry, r))(rngs.split(self.repeats))
         for _, parameter in nnx.iter_graph(self.periods):
             if isinstance(parameter, nnx.Param):
                 axes = parameter.get_metadata().get("axes") or (None,) * (parameter.ndim - 1)
@@ -130,17 +138,43 @@ class Model(nnx.Module):
           state: of `init_state`, or of the call before; None when training.
           dropout: a PRNG key; None turns dropout off.
         """
+        logits, state, _ = self._through(tokens, lengths, segments, state, dropout)
+        return logits, state
+
+    def training_pass(
+        self,
+        tokens: jax.Array,
+        *,
+        lengths: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        dropout: jax.Array,
+    ) -> tuple[jax.Array, list[Observed]]:
+        """The logits of a training batch, and what the mixers observe of it for `renew`."""
+        logits, _, observed = self._through(tokens, lengths, segments, None, dropout, observe=True)
+        return logits, observed
+
+    def renew(self, step: jax.Array, key: jax.Array, observed: list[Observed]) -> None:
+        """Moves the buffers of every layer after a training step (`Mixer.renew`)."""
+
+        def one(period: Period, key: jax.Array, observed: list[Observed]) -> Period:
+            period.renew(step, key, observed)
+            return period
+
+        self.periods = jax.vmap(one)(self.periods, jax.random.split(key, self.repeats), observed)
+
+    def _through(self, tokens, lengths, segments, state, dropout, observe: bool = False):
         batch, length = tokens.shape
         before = None if state is None else state["place"]
         layout, place = locate(length, batch, segments=segments, lengths=lengths, before=before)
         keys = (None, None) if dropout is None else tuple(jax.random.split(dropout))
         x = self.embedded(tokens, layout)
         x = self.dropout(x, deterministic=dropout is None, rngs=keys[0])
-        x, blocks = self.run(placed(x), layout, None if state is None else state["blocks"], keys[1])
+        states = None if state is None else state["blocks"]
+        x, (blocks, observed) = self.run(placed(x), layout, states, keys[1], observe)
         if self.norm is not None:
             x = self.norm(x)
         logits = self.read_out(x, layout)
-        return logits, None if state is None else {"place": place, "blocks": blocks}
+        return logits, None if state is None else {"place": place, "blocks": blocks}, observed
 
     def embedded(self, tokens: jax.Array, layout: Layout) -> jax.Array:
         """(B, T) -> (B, T, D): what the first block reads."""
@@ -151,14 +185,13 @@ class Model(nnx.Module):
             x = x * self.config.width**0.5 + sinusoids(layout.positions, self.config.width).astype(x.dtype)
         return x
 
-    def run(self, x: jax.Array, layout: Layout, states, key: jax.Array | None):
+    def run(self, x: jax.Array, layout: Layout, states, key: jax.Array | None, observe: bool = False):
         """The blocks: one scan over the repeats of the layer pattern, so that depth costs no compile time."""
-        repeats = self.config.layers // len(self.config.mixers)
-        keys = None if key is None else jax.random.split(key, repeats)
+        keys = None if key is None else jax.random.split(key, self.repeats)
 
         def body(x, layer):
             period, states, key = layer
-            return period(x, layout, states, key)
+            return period(x, layout, states, key, observe)
 
         if self.config.remat != "none":
             body = jax.checkpoint(body, policy=REMAT[self.config.remat])
@@ -186,6 +219,11 @@ class Model(nnx.Module):
             return [block.init_state(batch) for block in period.blocks]
 
         return {"place": nowhere(batch), "blocks": jax.vmap(one)(self.periods)}
+
+    @property
+    def repeats(self) -> int:
+        """How often the layer pattern is repeated."""
+        return self.config.layers // len(self.config.mixers)
 
     @property
     def mixers(self) -> list:

@@ -65,7 +65,7 @@ class Skeleton:
         return nnx.merge(self.graph, _unnamed(self.params, params), _unnamed(self.rest, rest))
 
     def rest_of(self, model: nnx.Module) -> Arrays:
-        """What `model` holds beside its parameters, after a forward pass may have changed it."""
+        """What `model` holds beside its parameters."""
         return _named(nnx.split(model, nnx.Param, ...)[2])[1]
 
 

@@ -44,63 +44,72 @@ def score(logits: jax.Array, batch: Batch) -> Sums:
     }
 
 
-def forward(skeleton: Skeleton, params: Arrays, rest: Arrays, batch: Batch, key: jax.Array | None = None):
-    """The sums of a batch, and the model's buffers after it; `key` turns dropout on."""
-    model = skeleton.assemble(params, rest)
-    layout = {name: batch[name] for name in ("lengths", "segments") if name in batch}
-    logits, _ = model(batch["inputs"], **layout, dropout=key)
-    return score(logits, batch), skeleton.rest_of(model)
+def layout_of(batch: Batch) -> Batch:
+    """What a batch says of its padding and packing."""
+    return {name: batch[name] for name in ("lengths", "segments") if name in batch}
 
 
-def gradient(
-    skeleton: Skeleton, state: State, batch: Batch, microbatches: int
-) -> tuple[Arrays, Sums, Arrays]:
-    """The gradient of the mean loss over the batch, its sums, and the buffers after it.
+def forward(skeleton: Skeleton, params: Arrays, rest: Arrays, batch: Batch) -> Sums:
+    """The sums of a batch, without dropout; nothing moves."""
+    logits, _ = skeleton.assemble(params, rest)(batch["inputs"], **layout_of(batch))
+    return score(logits, batch)
 
-    Microbatches add up the gradients of their summed losses and their weights; one division at the end
-    makes it the gradient of the whole batch, however the weights are spread.
+
+def gradient(skeleton: Skeleton, state: State, batch: Batch, microbatches: int) -> tuple[Arrays, Sums, Any]:
+    """The gradient of the mean loss over the batch, its sums, and what the model observed of it.
+
+    Microbatches add up the gradients of their summed losses, their weights and their observations; one
+    division at the end makes it the gradient of the whole batch, however the weights are spread.
     """
     key = jax.random.fold_in(state.key, state.step)
 
-    def summed(params, rest, batch, key):
-        sums, rest = forward(skeleton, params, rest, batch, key)
-        return sums["loss"], (sums, rest)
+    def summed(params, batch, key):
+        model = skeleton.assemble(params, state.rest)
+        logits, observed = model.training_pass(batch["inputs"], **layout_of(batch), dropout=key)
+        sums = score(logits, batch)
+        return sums["loss"], (sums, observed)
 
-    def one(rest, batch, key):
-        (_, (sums, rest)), slope = jax.value_and_grad(summed, has_aux=True)(state.params, rest, batch, key)
-        return constrain_parameters(slope, skeleton.axes), sums, rest
+    def one(batch, key):
+        (_, (sums, observed)), slope = jax.value_and_grad(summed, has_aux=True)(state.params, batch, key)
+        return constrain_parameters(slope, skeleton.axes), sums, observed
 
     if microbatches == 1:
-        slope, sums, rest = one(state.rest, batch, key)
+        slope, sums, observed = one(batch, key)
     else:
 
-        def body(carry, numbered):
-            slope, sums, rest = carry
+        def body(total, numbered):
             number, part = numbered
-            more, extra, rest = one(rest, part, jax.random.fold_in(key, number))
-            return (jax.tree.map(jnp.add, slope, more), jax.tree.map(jnp.add, sums, extra), rest), None
+            return jax.tree.map(jnp.add, total, one(part, jax.random.fold_in(key, number))), None
 
         # Rows are dealt out in turn: on several devices every microbatch then has rows on each of them.
         parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)
-        shapes = jax.eval_shape(one, state.rest, jax.tree.map(lambda x: x[0], parts), key)
-        slope, sums = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[:2])
-        (slope, sums, rest), _ = jax.lax.scan(
-            body, (slope, sums, state.rest), (jnp.arange(microbatches), parts)
-        )
+        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts), key)
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        (slope, sums, observed), _ = jax.lax.scan(body, nothing, (jnp.arange(microbatches), parts))
     # A batch without any loss (all padding) has the gradient zero.
     weight = jnp.where(sums["weight"] > 0, sums["weight"], 1)
-    return jax.tree.map(lambda g: g / weight.astype(g.dtype), slope), sums, rest
+    return jax.tree.map(lambda g: g / weight.astype(g.dtype), slope), sums, observed
+
+
+def renewed(skeleton: Skeleton, state: State, observed: Any) -> Arrays:
+    """The buffers after the step of `state`, a function of seed, step and what was observed."""
+    # 2³¹: a stream of its own beside that of dropout, for no step has this number.
+    key = jax.random.fold_in(jax.random.fold_in(state.key, 2**31), state.step)
+    model = skeleton.assemble(state.params, state.rest)
+    model.renew(state.step, key, observed)
+    return skeleton.rest_of(model)
 
 
 def train_step(
     skeleton: Skeleton, train: Train, rule: optax.GradientTransformation, state: State, batch: Batch
 ) -> tuple[State, Sums]:
     """One optimizer step on a batch."""
-    slope, sums, rest = gradient(skeleton, state, batch, train.accumulate)
+    slope, sums, observed = gradient(skeleton, state, batch, train.accumulate)
     updates, optimizer = rule.update(slope, state.optimizer, state.params)
     rate = learning_rate(train, state.step, state.peak)
     params = jax.tree.map(lambda p, u: p + (rate * u).astype(p.dtype), state.params, updates)
     sums = {**sums, "gradient_norm": optax.global_norm(slope), "learning_rate": rate}
+    rest = renewed(skeleton, state, observed)
     return State(params, rest, optimizer, state.step + 1, state.key, state.peak), sums
 
 
@@ -153,7 +162,7 @@ def _program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
 
     def evaluate(params: Arrays, rest: Arrays, batch: Batch) -> Sums:
         with on(mesh):
-            return placed(skeleton, mesh, forward(skeleton, params, rest, batch)[0])
+            return placed(skeleton, mesh, forward(skeleton, params, rest, batch))
 
     return Program(rule, jax.jit(steps, donate_argnums=0), jax.jit(evaluate))
 

@@ -30,25 +30,37 @@ def gaussian(key: jax.Array, features: int, size: int, draws: Draws) -> jax.Arra
 
 
 class RandomFeatures(RecurrenceMixer):
-    """Linear attention with features drawn at random; `redraw` draws them anew."""
+    """Linear attention with features drawn at random, and drawn anew in training.
 
-    def __init__(self, geometry: Geometry, *, features: int, draws: Draws, rngs: nnx.Rngs):
+    They are drawn again after the steps n, 2n, … of a training run, counted from 0, with n = `redraw_every`;
+    None: never. So an evaluation every n steps has features that the model has been trained with.
+    """
+
+    def __init__(
+        self, geometry: Geometry, *, features: int, draws: Draws, redraw_every: int | None, rngs: nnx.Rngs
+    ):
         super().__init__(geometry, rngs=rngs)
         if features < 1:
             raise BadInput(f"{self.name} features={features} must be at least 1, about H log H.")
         if draws not in get_args(Draws):
             raise BadInput(f"{self.name} draws={draws!r} must be one of {', '.join(get_args(Draws))}.")
-        self.features, self.draws = features, draws
+        if redraw_every is not None and redraw_every < 1:
+            raise BadInput(
+                f"{self.name} redraw_every={redraw_every} must be at least 1 training step; None: never."
+            )
+        self.features, self.draws, self.redraw_every = features, draws, redraw_every
         self.projections = Buffer(self.drawn(rngs.params()))
 
     def drawn(self, key: jax.Array) -> jax.Array:
         """The ω_i, as rows; here one set for all heads."""
         return gaussian(key, self.features, self.geometry.head_size, self.draws)
 
-    def redraw(self, rngs: nnx.Rngs) -> None:
-        """New random features, as section 4.2 of arXiv:2009.14794 has them during training. The training of
-        this project leaves them as drawn."""
-        self.projections[...] = self.drawn(rngs.params())
+    def renew(self, step, key, observed):
+        if self.redraw_every is None:
+            return
+        old = self.projections[...]
+        due = (step > 0) & (step % self.redraw_every == 0)
+        self.projections[...] = jax.lax.cond(due, lambda: self.drawn(key).astype(old.dtype), lambda: old)
 
     def feature_flops(self, batch, length):
         g = self.geometry
@@ -60,8 +72,9 @@ class Performer(RandomFeatures):
 
     The random features are drawn once per layer and shared by its heads. A factor common to all features of
     a query cancels; that of a key, e^{g_s}, is left to the engine's stabilizer. No ε is added to the
-    features. `draws` may be "independent", whose variance is larger. The paper's trigonometric features are
-    `performer_trigonometric`.
+    features. `draws` may be "independent", whose variance is larger. Features are drawn anew after every
+    training step (`redraw_every`): section 4.2 of the paper redraws, and the authors' code does in each call.
+    The paper's trigonometric features are `performer_trigonometric`.
     """
 
     name = "performer"
@@ -70,9 +83,15 @@ class Performer(RandomFeatures):
     tolerance = {"float32": 2e-5, "bfloat16": 3e-2}
 
     def __init__(
-        self, geometry: Geometry, *, features: int = 128, draws: Draws = "orthogonal", rngs: nnx.Rngs
+        self,
+        geometry: Geometry,
+        *,
+        features: int = 128,
+        draws: Draws = "orthogonal",
+        redraw_every: int | None = 1,
+        rngs: nnx.Rngs,
     ):
-        super().__init__(geometry, features=features, draws=draws, rngs=rngs)
+        super().__init__(geometry, features=features, draws=draws, redraw_every=redraw_every, rngs=rngs)
 
     def scaled(self, x: jax.Array) -> jax.Array:
         """x' = x / H^¼, so that qᵀk / √H = q'ᵀk'."""

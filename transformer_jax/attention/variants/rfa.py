@@ -21,8 +21,8 @@ class Rfa(RandomFeatures):
     channel that multiplies them, 1 at the start; nothing is divided by √H. An estimate may be negative, but
     two unit vectors are never far apart: at σ = 1 its mean is e⁻² at least, and the sum over keys rarely
     comes near 0. Where it does the row is large: the authors' code clips the normalizer, by a constant that
-    goes with its own scale of φ; the paper's equation, followed here, does not. `redraw` draws anew, as the
-    paper does at every training step. With the paper's gate it is `rfa_gated`.
+    goes with its own scale of φ; the paper's equation, followed here, does not. Features are drawn anew
+    after every training step (`redraw_every`), as in the paper. With the paper's gate it is `rfa_gated`.
     """
 
     name = "rfa"
@@ -30,9 +30,15 @@ class Rfa(RandomFeatures):
     small = {"features": 32}
 
     def __init__(
-        self, geometry: Geometry, *, features: int = 64, draws: Draws = "independent", rngs: nnx.Rngs
+        self,
+        geometry: Geometry,
+        *,
+        features: int = 64,
+        draws: Draws = "independent",
+        redraw_every: int | None = 1,
+        rngs: nnx.Rngs,
     ):
-        super().__init__(geometry, features=features, draws=draws, rngs=rngs)
+        super().__init__(geometry, features=features, draws=draws, redraw_every=redraw_every, rngs=rngs)
         self.sigma = nnx.Param(jnp.ones((geometry.kv_heads, geometry.head_size)))
 
     def drawn(self, key):

@@ -31,9 +31,15 @@ class RfaGated(Rfa):
     )
 
     def __init__(
-        self, geometry: Geometry, *, features: int = 64, draws: Draws = "independent", rngs: nnx.Rngs
+        self,
+        geometry: Geometry,
+        *,
+        features: int = 64,
+        draws: Draws = "independent",
+        redraw_every: int | None = 1,
+        rngs: nnx.Rngs,
     ):
-        super().__init__(geometry, features=features, draws=draws, rngs=rngs)
+        super().__init__(geometry, features=features, draws=draws, redraw_every=redraw_every, rngs=rngs)
         self.gate = self.linear(geometry.width, geometry.heads, rngs, bias=True)
 
     def definition(self, q, k, v, gate, w):

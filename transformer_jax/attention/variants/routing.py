@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from transformer_jax.attention.contract import Buffer, Capability, Layout
+from transformer_jax.attention.contract import Buffer, Capability
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines.softmax import attend
 from transformer_jax.attention.engines.softmax_chosen import best, take
@@ -24,9 +24,9 @@ class Routing(HeadMixer):
 
     Queries and keys are normalized, without a learned scale; scores are divided by √H. The paper has
     T/clusters members. A token's output is the mean over the clusters that take its query, and 0 where none
-    does. All heads route, each with centroids of its own; the paper gives half of them to a window. Centroids
-    are a buffer and stay as drawn unless `update` moves them, which the training of this project does not
-    do: a call changes nothing, and no gradient goes through the choice.
+    does. All heads route, each with centroids of its own; the paper gives half of them to a window. No
+    gradient goes through the choice: the centroids are a buffer, which each training step moves towards the
+    queries and keys of its batch that are nearest by angle, and which nothing else moves.
     """
 
     name = "routing"
@@ -45,11 +45,15 @@ class Routing(HeadMixer):
         sequence="gathered",
     )
 
-    def __init__(self, geometry, *, clusters: int = 16, members: int = 128, rngs: nnx.Rngs):
+    def __init__(
+        self, geometry, *, clusters: int = 16, members: int = 128, decay: float = 0.999, rngs: nnx.Rngs
+    ):
         if clusters < 1 or members < 1:
             raise BadInput(f"routing clusters={clusters} and members={members} must be at least 1.")
+        if not 0 <= decay <= 1:
+            raise BadInput(f"routing decay={decay} must lie between 0 and 1, where the centroids stay.")
         super().__init__(geometry, rngs=rngs)
-        self.clusters, self.members = clusters, members
+        self.clusters, self.members, self.decay = clusters, members, decay
         shape = geometry.heads, clusters, geometry.head_size
         self.centroids = Buffer(jax.random.normal(rngs.params(), shape))
 
@@ -120,9 +124,8 @@ class Routing(HeadMixer):
         members = min(self.members, length)
         return own_blocks(self.clusters * members, self.clusters * members, members)
 
-    def update(self, x: jax.Array, layout: Layout, decay: float = 0.999) -> None:
-        """Moves the centroids towards the queries and keys of x that are nearest to them by angle:
-        μ ← λ μ + (1 − λ)/2 (Σ Q_i + Σ K_j). For after a training step."""
+    def observe(self, x, layout):
+        """Σ Q_i + Σ K_j over the queries and keys that are nearest to each centroid: (N, clusters, H)."""
         streams, _ = self.streams(x, layout)
         old, total = self.centroids[...], jnp.zeros_like(self.centroids[...])
         for name in "qk":
@@ -132,7 +135,11 @@ class Routing(HeadMixer):
                 member = jnp.where(layout.valid[:, None, None], member, 0)
             of_head = repeat_heads(streams[name], self.geometry.heads).astype(old.dtype)
             total += jnp.einsum("bcnt,btnh->nch", member, of_head)
-        self.centroids[...] = decay * old + (1 - decay) / 2 * total
+        return {"members": lax.stop_gradient(total)}
+
+    def renew(self, step, key, observed):
+        """Algorithm 1: μ ← λ μ + (1 − λ)/2 (Σ Q_i + Σ K_j), with λ = `decay`."""
+        self.centroids[...] = self.decay * self.centroids[...] + (1 - self.decay) / 2 * observed["members"]
 
     def core_flops(self, batch, length):
         g = self.geometry
