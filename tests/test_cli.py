@@ -125,9 +125,26 @@ def test_list_prints_everything_and_json_lines(said):
     linformer = next(row for row in rows if row["name"] == "linformer")
     assert "bidirectional" in linformer["defined for"]
     assert linformer["refused"]["causal"]
+
+
+@pytest.mark.quick
+def test_list_is_read_at_80_columns_and_list_name_says_all_of_one(said, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = said("list")
     assert code == 0
-    assert "gated_delta_net" in out
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "linear recurrence" in lines and "…" not in out
+    (line,) = (line for line in lines if line.startswith("gated_delta_net "))
+    assert "Gated DeltaNet: a memory that replaces" in line
+    code, out, _ = said("list", "linformer")
+    assert code == 0
+    assert "arXiv:2006.04768" in out and "leak the future" in out and "--linformer.landmarks 64" in out
+    assert "Equation 7: softmax(Q (E K)ᵀ" in out
+    code, out, _ = said("list", "copy")
+    assert code == 0 and "--task.symbols 10  (a whole number)" in out
+    code, out, _ = said("list", "gated_delta_net", "--json")
+    assert json.loads(out)["about"].startswith("Gated DeltaNet: a memory")
 
 
 TINY = """

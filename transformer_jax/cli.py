@@ -12,7 +12,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,7 +73,8 @@ def parser() -> Parser:
         added.set_defaults(function=function, free=bool(free))
         return added
 
-    listed = verb("list", "Show variants, tasks and experiments.", list_everything)
+    listed = verb("list", "Show mechanisms, tasks and experiments, or all of one.", list_everything)
+    listed.add_argument("name", nargs="?", metavar="NAME", help="show all that is known of this one")
     listed.add_argument("--markdown", action="store_true", help="print the page of all mechanisms")
     run = verb(
         "run",
@@ -148,29 +149,14 @@ def settings(words: Sequence[str]) -> dict[str, str]:
 
 
 def list_everything(options: argparse.Namespace) -> int:
-    """Variants with what they are defined for, tasks, experiments."""
-    from transformer_jax import experiment
-    from transformer_jax.attention import catalogue, overview
-    from transformer_jax.data.tasks import TASKS
+    """A line each, one in full, JSON lines, or the page of the documentation."""
+    from transformer_jax import listing
+    from transformer_jax.attention import overview
 
     if options.markdown:
         print(overview.page(), end="")
-        return 0
-    rows = [
-        *map(overview.entry, catalogue.catalogue().values()),
-        *({"kind": "task", "name": name, **_task_line(task)} for name, task in TASKS.items()),
-        *(
-            {"kind": "experiment", "name": name, "file": str(path)}
-            for name, path in experiment.available().items()
-        ),
-    ]
-    if options.json:
-        for row in rows:
-            print(json.dumps(row))
-        return 0
-    _show(rows, "variant", ("name", "family", "time", "state", "defined for", "sequence", "paper"))
-    _show(rows, "task", ("name", "metric", "target", "about"))
-    _show(rows, "experiment", ("name", "file"))
+    else:
+        listing.show(options.name, as_json=options.json)
     return 0
 
 
@@ -312,23 +298,3 @@ def _new(found: dict[str, list[str]], name: str) -> list[str]:
     if _plain(name) in found:
         raise BadInput(f"--{name} is given twice: give it once.")
     return found.setdefault(_plain(name), [])
-
-
-def _task_line(task: Any) -> dict[str, Any]:
-    about = (task.__doc__ or "").strip().splitlines()[0]
-    return {"metric": task.metric, "target": task.target, "causal": task.causal, "about": about}
-
-
-def _show(rows: Iterable[dict[str, Any]], kind: str, columns: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{kind}s", title_justify="left", title_style="bold", show_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column == "name")
-    for row in rows:
-        if row["kind"] == kind:
-            cells = (row[column] for column in columns)
-            table.add_row(*(", ".join(cell) if isinstance(cell, list) else str(cell) for cell in cells))
-    Console().print(table)
-    print()

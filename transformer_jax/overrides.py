@@ -47,6 +47,33 @@ def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
     return dataclasses.replace(owner, **changes) if changes else owner
 
 
+def listed(owner: Any, part: str = "") -> list[str]:
+    """Each field of a dataclass as it is set: its name on the command line, its value and what it takes."""
+    lines = []
+    for field in dataclasses.fields(owner):
+        if not field.init:
+            continue
+        value = getattr(owner, field.name, field.default)
+        if value is dataclasses.MISSING:
+            factory = field.default_factory
+            value = factory() if factory is not dataclasses.MISSING else dataclasses.MISSING
+        said = "(must be given)" if value is dataclasses.MISSING else written(value)
+        name = f"{part}.{field.name}" if part else field.name
+        lines.append(f"--{name} {said}  ({describe(fields(owner)[field.name])})")
+    return lines
+
+
+def written(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(written, value)) or "''"
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value) or "''"
+
+
 def unknown_name(name: str, known: Iterable[str]) -> BadInput:
     """The error for an override that is not there, with the nearest by its whole name or its last part."""
     known = list(known)

@@ -173,11 +173,11 @@ def test_stops_when_solved(tmp_path, data):
 
 
 class Exploding(Toy):
-    """Its parameters become useless after 13 calls, as a loss that overflows would make them."""
+    """Its parameters become useless after 13 steps, as a loss that overflows would make them."""
 
     def __call__(self, tokens, **layout):
         logits, state = super().__call__(tokens, **layout)
-        return logits / jnp.where(self.calls[...] > 13, 0.0, 1.0), state
+        return logits / jnp.where(self.calls[...] >= 13, 0.0, 1.0), state
 
 
 @pytest.mark.quick

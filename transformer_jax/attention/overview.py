@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 from transformer_jax.attention.catalogue import catalogue, options
@@ -24,6 +25,7 @@ def entry(mixer: type[Mixer]) -> dict[str, Any]:
     return {
         "kind": "variant",
         "name": mixer.name,
+        "about": _about(mixer),
         "family": mixer.family,
         "paper": mixer.paper,
         "time": mixer.time,
@@ -36,11 +38,21 @@ def entry(mixer: type[Mixer]) -> dict[str, Any]:
     }
 
 
+def _about(mixer: type[Mixer]) -> str:
+    """What it computes, in a sentence: that at the head of its file, or, of a user's own, of its class."""
+    source = sys.modules[mixer.__module__] if _ours(mixer) else mixer
+    return " ".join(inspect.cleandoc(source.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _ours(mixer: type[Mixer]) -> bool:
+    return mixer.__module__.startswith(f"{__package__}.variants.")
+
+
 def page() -> str:
     """The catalogue in Markdown, by family."""
     families: dict[str, list[type[Mixer]]] = {}
     for mixer in catalogue().values():
-        if mixer.__module__.startswith(f"{__package__}.variants."):  # a user's own are not the project's
+        if _ours(mixer):
             families.setdefault(mixer.family, []).append(mixer)
     parts = [HEAD, _table(families)]
     for family, mixers in families.items():

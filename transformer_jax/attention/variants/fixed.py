@@ -1,4 +1,4 @@
-"""Fixed sparse attention (Sparse Transformer, arXiv:1904.10509, section 4.3)."""
+"""Fixed sparse attention: own block and a summary of each earlier one (arXiv:1904.10509, section 4.3)."""
 
 from __future__ import annotations
 

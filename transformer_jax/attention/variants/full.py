@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (arXiv:1706.03762), multi-head, grouped-query or multi-query."""
+"""Scaled dot-product attention between all tokens, multi-head to multi-query (arXiv:1706.03762)."""
 
 from __future__ import annotations
 

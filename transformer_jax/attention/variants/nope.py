@@ -1,4 +1,4 @@
-"""Attention without positions (NoPE, arXiv:2305.19466)."""
+"""Attention without positions, which a causal mask alone tells (NoPE, arXiv:2305.19466)."""
 
 from __future__ import annotations
 

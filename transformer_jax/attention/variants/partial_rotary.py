@@ -1,4 +1,4 @@
-"""Rotary positions on a part of the channels (GPT-NeoX, arXiv:2204.06745)."""
+"""Attention with rotary positions on a part of the channels (GPT-NeoX, arXiv:2204.06745)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locality-sensitive hashing attention (Reformer, arXiv:2001.04451)."""
+"""Locality-sensitive hashing attention: tokens of like hashes meet (Reformer, arXiv:2001.04451)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sliding-window attention (arXiv:2004.05150, section 3.1; causal as in arXiv:2310.06825)."""
+"""Sliding-window attention: the nearest tokens (arXiv:2004.05150, section 3.1; arXiv:2310.06825)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention with soft-capped logits, as in Gemma 2 (arXiv:2408.00118)."""
+"""Attention whose logits are bent to stay below a cap, as in Gemma 2 (arXiv:2408.00118)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strided sparse attention (Sparse Transformer, arXiv:1904.10509, section 4.3)."""
+"""Strided sparse attention: the nearest tokens, and every n-th before (arXiv:1904.10509, section 4.3)."""
 
 from __future__ import annotations
 
