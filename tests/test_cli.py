@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from transformer_jax import cli
+from transformer_jax.data.tasks.copy import Copy
 from transformer_jax.errors import BadInput
+from transformer_jax.experiment import Experiment, Variant
+from transformer_jax.measure.bench import Bench
+from transformer_jax.model.config import Transformer, mechanism
+from transformer_jax.train.config import Train
+from transformer_jax.train.run import Run, claim, load_run
 
 ROOT = Path(__file__).parent.parent
 BAD_FILE = "x = 1\n"
@@ -44,6 +50,13 @@ def said(capsys, tmp_path, monkeypatch):
         (["run", "quickstart", "--model.width"], "has no value"),
         (["run", "quickstart", "--model.width", "3", "--model.width=4"], "given twice"),
         (["run", "quickstart", "stray"], "one word too many"),
+        (["run", "quickstart", "--task", "copy"], "set one of task.length"),
+        (["run", "quickstart", "--linear.window", "3"], "linear has no options"),
+        (["run", "quickstart", "--performer.features", "3"], "add performer to --variants"),
+        (["run", "quickstart", "--variants", "full+"], "lacks a mechanism"),
+        (["run", "quickstart", "--train.warmup", "900"], "or train longer"),
+        (["bench", "efficient"], "--direction bidirectional"),
+        (["list", "fulll"], "did you mean 'full'"),
         (["run", "quickstart", "--model.heads", "3"], "heads"),
         (["run", "quickstart", "--task.length", "63"], "odd"),
         (["run", "quickstart", "--variants", "fulll"], "did you mean 'full'"),
@@ -188,6 +201,65 @@ def test_run_then_continue_then_refuse_then_report(said, tmp_path):
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [line["label"] for line in lines] == ["full", "linear"]
+
+
+MINE = """
+from transformer_jax.attention.variants.linear import Linear
+
+class Class_mine(Linear):
+    "Linear attention under a name of its own."
+    name, paper = "mine", "nowhere"
+"""
+
+
+@pytest.mark.quick
+def test_settings_show_what_is_set(said):
+    code, out, _ = said("run", "quickstart", "--settings", "--model.width", "32", "--train.clip", "none")
+    lines = out.splitlines()
+    assert code == 0 and not Path("runs").exists()
+    assert "--model.width 32  (a whole number)" in lines
+    assert "--train.clip none  (a number or none)" in lines
+    assert "--sliding_window.window 16  (a whole number)" in lines
+    # What is shown can be given: the same settings, said again, are the same.
+    given = dict(line.partition("  (")[0].split(" ") for line in lines if line.startswith("--"))
+    assert given.pop("--tune.learning_rate") == "''"  # none: the one of train
+    again = said("run", "quickstart", "--settings", *(word for pair in given.items() for word in pair))
+    assert again[0] == 0, again
+    assert [line for line in again[1].splitlines() if line.startswith("--")] == [
+        line for line in lines if line.startswith("--")
+    ]
+    code, out, _ = said("generate", "--settings")
+    assert code == 0 and "--count 200  (a whole number)" in out and "tokens to write" in out
+
+
+@pytest.mark.quick
+def test_a_mechanism_of_a_users_file_is_named_by_it(said, tmp_path):
+    """In experiments, in the benchmark, and where a record is read by one that has not seen the file."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "two.py").write_text(MINE.replace("mine", "first") + MINE.replace("mine", "second"))
+    experiment = Experiment(
+        title="Mine", task=Copy(length=16), variants=("full", "mine.py+full"), train=Train(steps=1, batch=1)
+    )
+    assert experiment.variants[1].mechanisms == ("mine", "full")
+    chosen = experiment.override({"variants": "mine.py:mine,two.py,full"}).variants
+    assert [variant.label for variant in chosen] == ["mine", "first", "second", "full"]
+    with pytest.raises(BadInput, match="first, second: name one of them"):
+        Variant("two.py+full")
+    with pytest.raises(BadInput, match="did you mean 'mine'"):
+        Bench(variants=("mine.py:min",))
+    assert [m.name for m in Bench(variants=("mine.py", "full")).mechanisms] == ["mine", "full"]
+
+    run = Run(
+        task=experiment.task, model=Transformer(mixers=(mechanism("mine"),)), train=Train(steps=1, batch=1)
+    )
+    record = claim(run, tmp_path / "run")
+    assert record["files"] == {"mine": str(tmp_path / "mine.py")}
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace("mine", "unseen"))
+    with pytest.raises(BadInput, match="which is gone"):
+        load_run(tmp_path / "run")
+    (tmp_path / "unseen.py").write_text(MINE.replace("mine", "unseen"))
+    assert load_run(tmp_path / "run").model.mixers == (mechanism("unseen"),)
 
 
 def test_an_experiment_file_runs_itself_and_help_is_quick(tmp_path):

@@ -129,7 +129,7 @@ def test_the_command_line_goes_before_scale_and_variant(experiment):
         ("tune.learning_rate", "1e-3,1e-3", "different numbers"),
         ("task.length", "33", "even"),
         ("variants", "full,fulll", "did you mean 'full'"),
-        ("full.window", "3", "Unknown override"),
+        ("full.window", "3", "full has no options"),
     ],
 )
 def test_bad_overrides_are_refused(experiment, name, text, says):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -91,6 +92,7 @@ def parser() -> Parser:
         type=Path,
         help="where results go (default: runs/EXPERIMENT-SCALE, and a short hash of the settings given here)",
     )
+    run.add_argument("--settings", action="store_true", help="show what can be set, as it is set, and stop")
     run.add_argument("--data", type=Path, default=Path("data_cache"), help="where data sets are kept")
     report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
@@ -100,6 +102,7 @@ def parser() -> Parser:
         "bench",
         "Measure time and memory against length, beside jax.nn and PyTorch.",
         run_bench,
+        "bench NAME_OR_FILE... measures these variants: names of `list`, or files of your own mechanisms. "
         "Settings and their defaults: python -m transformer_jax bench --settings.",
     )
     bench.add_argument("--settings", action="store_true", help="show what can be set, and stop")
@@ -169,6 +172,9 @@ def run_experiment(options: argparse.Namespace) -> int:
     written, doc = experiment.load(path)
     changes = settings(options.rest)
     chosen = written.at(options.scale, changes)
+    if options.settings:
+        print("\n".join(chosen.listed()))
+        return 0
     reference = next(iter(written.published.comparable_at), None) if written.published else None
     out = options.out or Path("runs") / folder(path.stem, options.scale, changes)
     about = {
@@ -225,7 +231,7 @@ def run_checks(options: argparse.Namespace) -> int:
         failed += result.outcome == "failed"
         detail = f": {result.detail}" if result.detail else ""
         print(f"{result.outcome:9}  {result.variant} {result.direction} {result.check}{detail}", flush=True)
-    print("Every check passed." if not failed else f"{failed} check(s) failed.")
+    print("Every check passed." if not failed else f"{failed} check{'s' * (failed != 1)} failed.")
     return 1 if failed else 0
 
 
@@ -235,6 +241,10 @@ def run_bench(options: argparse.Namespace) -> int:
 
     from transformer_jax.measure import bench
 
+    words = list(options.rest)
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    if first:  # `bench full my.py --lengths 1024`
+        options.rest = ["--variants", ",".join(words[:first]), *words[first:]]
     config = _configured(bench.Bench, options)
     if config is None:
         return 0
@@ -281,7 +291,7 @@ def _configured(kind: type, options: argparse.Namespace, **given: Any) -> Any:
 
     known = {name: field for name, field in overrides.fields(kind).items() if name not in given}
     if options.settings:
-        print((kind.__doc__ or "").strip())
+        print("\n".join([*overrides.listed(kind), "", inspect.cleandoc(kind.__doc__ or "")]))
         return None
     words = settings(options.rest)
     for name in words:

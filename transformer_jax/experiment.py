@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,7 @@ class Variant:
     `Variant("full", label="full, rotary", positions="rotary", width=32)`. A setting is an option of
     the mechanism, a field of the model or a field of the training, found by its name; where a name
     is two of them, write `**{"model.window": 8}`. `Variant(("gated_delta_net", "full"))` and
-    `Variant("gated_delta_net+full")` are the same hybrid.
+    `Variant("gated_delta_net+full")` are the same hybrid. "my.py:fading" is a mechanism of a user's file.
     """
 
     mechanisms: tuple[str, ...]
@@ -97,7 +97,8 @@ class Variant:
     settings: tuple[tuple[str, Any], ...]
 
     def __init__(self, mechanisms: str | tuple[str, ...], label: str | None = None, **settings: Any):
-        names = tuple(mechanisms.split("+")) if isinstance(mechanisms, str) else tuple(mechanisms)
+        parts = mechanisms.split("+") if isinstance(mechanisms, str) else mechanisms
+        names = tuple(_mechanism(part, mechanisms) for part in parts)
         object.__setattr__(self, "mechanisms", names)
         object.__setattr__(self, "label", label or "+".join(names))
         object.__setattr__(self, "settings", tuple(sorted(settings.items())))
@@ -204,6 +205,7 @@ class Experiment:
         parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, text in changes.items():
             if name not in known and name not in options:
+                _admit_option(name, names)
                 raise overrides.unknown_name(name, [*known, *options, "variants", "scale", "out", "data"])
             if name == "train.learning_rate" and (self.tune.learning_rate or "tune.learning_rate" in changes):
                 raise BadInput("The learning rates of this experiment are a grid: set tune.learning_rate.")
@@ -217,8 +219,31 @@ class Experiment:
         replaced = {part: overrides.changed(getattr(self, part), part, parts[part]) for part in PARTS}
         return dataclasses.replace(self, **replaced, variants=variants)
 
+    def listed(self) -> list[str]:
+        """Every setting as it is, as the command line takes it: its name, its value, what it takes."""
+        lines = [f"--variants {','.join(variant.label for variant in self.variants)}  (see `list`)"]
+        for part in PARTS:
+            lines += [
+                line
+                for line in overrides.listed(getattr(self, part), part)
+                if not line.startswith("--model.mixers ")
+            ]
+        for variant in self.variants:
+            mixers = variant.resolve(self.model, self.train)[0].mixers
+            for mixer in mixers:
+                for option, (kind, default) in catalogue.options(catalogue.find(mixer.name)).items():
+                    value = overrides.written(dict(mixer.options).get(option, default))
+                    line = f"--{mixer.name}.{option} {value}  ({overrides.describe(kind)})"
+                    if line not in lines:
+                        lines.append(line)
+            own = ", ".join(f"{name}={value}" for name, value in variant.settings)
+            if own:
+                lines.append(f"  the variant {variant.label!r} has its own: {own}")
+        return lines
+
     def chosen(self, text: str) -> tuple[Variant, ...]:
-        """The variants that a comma-separated list names: by label, as this experiment has them, or new."""
+        """The variants that a comma-separated list names: by label, as this experiment has them, or new: a
+        mechanism, a hybrid ("linear+full"), or those of a user's file ("my.py", "my.py:fading")."""
         mine = {variant.label: variant for variant in self.variants}
         mine |= {slug(label): variant for label, variant in mine.items()}
         # A label may hold a comma itself.
@@ -226,10 +251,15 @@ class Experiment:
             return (mine[text],)
         found = []
         for name in filter(None, (part.strip() for part in text.split(","))):
-            for mechanism in () if name in mine else name.split("+"):
-                if mechanism not in catalogue.catalogue():
-                    raise unknown("variant", mechanism, [*catalogue.catalogue(), *mine])
-            found.append(mine[name] if name in mine else Variant(name))
+            if name in mine:
+                found.append(mine[name])
+            elif "+" not in name and name.endswith(".py"):
+                found += map(Variant, catalogue.named(name))
+            else:
+                found.append(Variant(name))
+                for mechanism in found[-1].mechanisms:
+                    if mechanism not in catalogue.catalogue():
+                        raise unknown("variant", mechanism, [*catalogue.catalogue(), *mine])
         return tuple(found)
 
 
@@ -273,8 +303,34 @@ def load(path: Path) -> tuple[Experiment, str]:
     return experiment, (module.__doc__ or "").strip()
 
 
+def _mechanism(part: str, whole: str | tuple[str, ...]) -> str:
+    """The name of a mechanism that a variant is written with."""
+    if not part:
+        raise BadInput(f"The hybrid {whole!r} lacks a mechanism beside a +: write one, such as linear+full.")
+    if ".py" not in part:
+        return part
+    names = catalogue.named(part)
+    if len(names) > 1:
+        raise BadInput(f"{part} defines {', '.join(names)}: name one of them, such as {part}:{names[0]}.")
+    return names[0]
+
+
 def _options(mechanism: str) -> dict[str, Any]:
     return {name: kind for name, (kind, _) in catalogue.options(catalogue.find(mechanism)).items()}
+
+
+def _admit_option(name: str, mechanisms: Sequence[str]) -> None:
+    """Raises BadInput where `name` is an option of a mechanism that has none, or that no variant has."""
+    mechanism = name.partition(".")[0]
+    if "." not in name or mechanism not in catalogue.catalogue():
+        return
+    if mechanism not in mechanisms:
+        raise BadInput(
+            f"{name} is an option of a mechanism that no variant has; they have {', '.join(mechanisms)}: "
+            f"add {mechanism} to --variants."
+        )
+    if not _options(mechanism):
+        raise BadInput(f"{name} cannot be set, for {mechanism} has no options: leave it out.")
 
 
 def _with_option(variant: Variant, mechanism: str, name: str, value: Any) -> Variant:

@@ -80,9 +80,12 @@ def unknown_name(name: str, known: Iterable[str]) -> BadInput:
     tails = {full.rpartition(".")[2]: full for full in known}
     close = difflib.get_close_matches(name, [*tails.values()], n=1, cutoff=0.7)
     close += [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
-    siblings = [full for full in known if full.startswith(f"{name.partition('.')[0]}.")]
-    hint = "name a field by its part, such as model.width."
-    if close:
+    part = name.partition(".")[0]
+    siblings = [full for full in known if full.startswith(f"{part}.")]
+    hint = "name a field by its part, such as model.width; --settings shows them all."
+    if name == part and siblings:  # --task copy
+        hint = f"it has no value of its own; set one of {', '.join(siblings)}."
+    elif close:
         hint = f"did you mean {close[0]!r}?"
     elif siblings:
         hint = f"choose from {', '.join(siblings)}."
@@ -123,7 +126,9 @@ def describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(describe(member) for member in get_args(kind))
+        # What only Python can write, such as a dataclass, is not offered.
+        members = [m for m in get_args(kind) if not dataclasses.is_dataclass(m)]
+        return " or ".join(map(describe, members))
     if get_origin(kind) is tuple:
         return f"a list, separated by commas, of {describe(get_args(kind)[0])}"
     return getattr(kind, "__name__", str(kind))

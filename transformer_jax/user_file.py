@@ -27,8 +27,10 @@ def load_module(name: str, path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BadInput:
+        del sys.modules[name]  # a half-made module must not be found by anyone
         raise
     except Exception as error:
+        del sys.modules[name]
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line = f", line {lines[-1]}" if lines else ""
         what = " ".join(str(error).split())

@@ -62,7 +62,7 @@ def test_everything_unusual_is_remarked(fabricate):
         "a, rate 0.1, seed 1 failed: out of memory",
         "a, rate 0.2, seed 1 diverged: loss is nan at step 7",
         "tuning budget differs",
-        "2 seed(s)",
+        "2 seeds, shown as points",
         "brings its own short convolution",
     ):
         assert expected in text

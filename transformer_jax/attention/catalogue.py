@@ -10,8 +10,10 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from flax import nnx
@@ -68,12 +70,36 @@ def build(name: str, geometry: Geometry, *, rngs: nnx.Rngs, **chosen: Any) -> Mi
     return mixer(geometry, rngs=rngs, **chosen)
 
 
+def named(text: str) -> tuple[str, ...]:
+    """The names that a user's word stands for: one of the catalogue ("full"), those of a Python file
+    ("my.py"), or one of these ("my.py:fading"), which are in the catalogue from then on.
+
+    Raises BadInput where it stands for none.
+    """
+    path, _, name = text.partition(":")
+    if not path.endswith(".py"):
+        return (find(text).name,)
+    found = tuple(mixer.name for mixer in load(path))
+    if name and name not in found:
+        raise unknown(f"mechanism of {path}", name, found)
+    return (name,) if name else found
+
+
+def file_of(name: str) -> Path | None:
+    """The file that defines a user's own mechanism, None for one of the project's."""
+    mixer = find(name)
+    if mixer.__module__.startswith(f"{variants.__name__}."):
+        return None
+    source = inspect.getsourcefile(mixer)
+    return Path(source).resolve() if source else None
+
+
 def load(path: str | Path) -> list[type[Mixer]]:
     """The mechanisms that a user's Python file defines. Raises BadInput where it defines none."""
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"There is no file {path}: give a Python file that defines a mechanism.")
-    module = load_module(f"user_{path.stem}", path)
+    module = _imported(path) or load_module(f"user_{path.stem}", path)
     mine = [
         value
         for value in vars(module).values()
@@ -85,6 +111,17 @@ def load(path: str | Path) -> list[type[Mixer]]:
     if not mine:
         raise BadInput(f"{path} defines no mechanism: subclass a mixer of an engine and give it a name.")
     return mine
+
+
+def _imported(path: Path) -> ModuleType | None:
+    """The module of that file, where something has imported it under a name of its own: a second copy of its
+    mechanisms would claim the same names."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).name == path.name and not name.startswith("user_"):
+            if Path(file).resolve() == path.resolve():
+                return module
+    return None
 
 
 def _descendants(parent: type[Mixer]) -> Iterator[type[Mixer]]:

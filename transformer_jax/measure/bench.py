@@ -9,13 +9,14 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, cast, get_args, get_type_hints
 
 import jax
 import numpy as np
 from rich.console import Group
 from rich.table import Table
 
+from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.measure import programs
@@ -33,7 +34,8 @@ class Bench:
     """What to measure.
 
     Attributes:
-      variants: names of the catalogue, or mechanisms with options.
+      variants: names of the catalogue, files of a user's own ("my.py", "my.py:fading"), or mechanisms with
+        options.
       lengths: T, in tokens.
       what: attention cores (without projections); decoding steps of mixers (with them) after so many tokens
         as `lengths` has; or whole training steps of a byte model.
@@ -71,13 +73,34 @@ class Bench:
                 f"What comes next is decoded and predicted: bench.direction must be causal with "
                 f"what={self.what}."
             )
-        if not self.mechanisms:  # which refuses unknown names
-            raise BadInput("bench.variants is empty: name at least one variant.")
         self.geometry(self.lengths[0])  # refuses sizes that do not fit
+        named = [
+            (v,) if isinstance(v, Mechanism) else map(Mechanism, catalogue.named(v)) for v in self.variants
+        ]
+        object.__setattr__(self, "variants", tuple(mechanism for some in named for mechanism in some))
+        if not self.variants:
+            raise BadInput("bench.variants is empty: name at least one variant.")
+        for mechanism in self.mechanisms:
+            self.admit(mechanism)
+
+    def admit(self, mechanism: Mechanism) -> None:
+        """Raises BadInput where a mechanism is undefined for what is to be measured."""
+        capability = catalogue.find(mechanism.name).capability
+        remedy = ""
+        if self.what == "attention":
+            other = "causal" if self.direction == "bidirectional" else "bidirectional"
+            remedy = f" Measure it with --direction {other}." if capability.defined(other) else ""
+        needed = (self.direction, "decoding") if self.what == "decode" else (self.direction,)
+        for mode in needed:
+            try:
+                capability.require(mode, mechanism.name)
+            except BadInput as refusal:
+                raise BadInput(f"{refusal}{remedy}") from None
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        return tuple(v if isinstance(v, Mechanism) else Mechanism(v) for v in self.variants)
+        """The variants, all of which are mechanisms once this is made."""
+        return cast(tuple[Mechanism, ...], self.variants)
 
     def geometry(self, length: int) -> Geometry:
         return Geometry(

@@ -82,7 +82,7 @@ class Transformer:
         if self.layers < 1 or self.layers % len(self.mixers):
             raise BadInput(
                 f"model.layers={self.layers} must be a positive multiple of the pattern of "
-                f"{len(self.mixers)} mechanism(s), which repeats over the layers."
+                f"{len(self.mixers)} that repeats over the layers."
             )
         if not 0 <= self.dropout < 1:
             raise BadInput(f"model.dropout={self.dropout} must be at least 0 and below 1.")

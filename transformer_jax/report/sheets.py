@@ -11,6 +11,16 @@ from transformer_jax.report.table import Column, Sheet
 
 NOTHING = "–"
 NAMES = {"accuracy": "accuracy", "bits_per_byte": "bits per byte"}
+BASELINES = {
+    "chance": "a blind guess among the possible answers",
+    "majority": "always the most frequent answer",
+    "unigram": "each byte by how frequent it is",
+    "bigram": "by what is frequent after the token or byte before",
+    "gzip": "the compressor, on the test text",
+    "lzma": "the compressor, on the test text",
+    "naive Bayes of bytes": "a classifier by how often each byte occurs",
+}
+"""What the baselines of the tasks do, which no attention is needed for."""
 
 
 def sheets(results: Results) -> list[Sheet]:
@@ -67,6 +77,7 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
         + ("the 95% t interval." if p else "the range."),
         f"Window: how many of the rates tried reach {WINDOW:.0%} of the variant's best validation {metric}.",
         "State: numbers kept per sequence while decoding at full length.",
+        *_baselines(results),
         *(["p: paired t-test over seeds, Holm-corrected."] if p else []),
         *remarks(results, summaries),
     ]
@@ -76,6 +87,11 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
         rows=tuple(map(tuple, rows)),
         notes=tuple(notes),
     )
+
+
+def _baselines(results: Results) -> list[str]:
+    said = [f"{name}, {BASELINES[name]}" for name in results.baselines if name in BASELINES]
+    return [f"Baselines, which need no attention: {'; '.join(said)}."] if said else []
 
 
 def learning_rates(results: Results, summaries: list[Summary]) -> Sheet:

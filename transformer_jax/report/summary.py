@@ -78,7 +78,8 @@ def remarks(results: Results, summaries: list[Summary]) -> list[str]:
         said.append("The tuning budget differs between the variants: " + _budgets(summaries))
     seeds = max(len(rate.cells) for summary in summaries for rate in summary.rates)
     if seeds < ENOUGH_SEEDS:
-        said.append(f"{seeds} seed(s): points and their range; intervals and tests need {ENOUGH_SEEDS}.")
+        shown = "One seed, shown as a point" if seeds == 1 else f"{seeds} seeds, shown as points and range"
+        said.append(f"{shown}; intervals and tests need {ENOUGH_SEEDS}.")
     for summary in summaries:
         said += [f"{summary.label}: {note}" for note in summary.notes]
     published = experiment.get("published")
@@ -88,7 +89,8 @@ def remarks(results: Results, summaries: list[Summary]) -> list[str]:
 
 
 def _budgets(summaries: list[Summary]) -> str:
-    return ", ".join(f"{summary.label} {len(summary.rates)} rate(s)" for summary in summaries) + "."
+    counts = [(summary.label, len(summary.rates)) for summary in summaries]
+    return ", ".join(f"{label} {n} rate{'s' * (n != 1)}" for label, n in counts) + "."
 
 
 def _variant(results: Results, label: str) -> Summary:

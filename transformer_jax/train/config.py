@@ -74,7 +74,10 @@ class Train:
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"train.{name}={getattr(self, name)} must be at least 0 and below 1.")
         if not 0 <= self.warmup <= self.steps:
-            raise BadInput(f"train.warmup={self.warmup} must lie between 0 and train.steps={self.steps}.")
+            raise BadInput(
+                f"train.warmup={self.warmup} steps do not fit into train.steps={self.steps}: give a warm-up "
+                f"between 0 and {self.steps}, or train longer."
+            )
         if self.batch % self.accumulate:
             raise BadInput(
                 f"train.batch={self.batch} does not divide into train.accumulate={self.accumulate} "

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from flax import nnx
 
 import transformer_jax
+from transformer_jax.attention import catalogue
 from transformer_jax.data.task import Task
 from transformer_jax.data.tasks import task_class
 from transformer_jax.errors import BadInput, unknown
@@ -77,7 +78,8 @@ def digest(run: Run) -> str:
 
 def load_run(path: Path) -> Run:
     """The run whose results are in the directory `path`. Raises BadInput where its record does not fit."""
-    settings = dict(_read_config(path)["config"])
+    record = _read_config(path)
+    settings = dict(record["config"])
     if settings.keys() != {"task", "model", "train", "seed"}:
         raise BadInput(
             f"{Path(path) / CONFIG} is not the record of a run: give a directory that `run` wrote."
@@ -89,12 +91,26 @@ def load_run(path: Path) -> Run:
             f"{path} was trained on version {version} of {kind.name}, which is now at {kind.version} and "
             f"gives other examples: train it again."
         )
+    for name, file in record.get("files", {}).items():
+        if name not in catalogue.catalogue():
+            if not Path(file).is_file():
+                raise BadInput(
+                    f"{path} was trained with the mechanism {name!r} of {file}, which is gone: put it back."
+                )
+            catalogue.named(f"{file}:{name}")
     return Run(
         task=_built(kind, task, "task"),
         model=_built(Transformer, settings["model"], "model"),
         train=_built(Train, settings["train"], "train"),
         seed=settings["seed"],
     )
+
+
+def user_files(run: Run) -> dict[str, str]:
+    """The user's own mechanisms of a run, by name, and the files that define them."""
+    names = {mechanism.name for mechanism in getattr(run.model, "mixers", ())}
+    files = {name: catalogue.file_of(name) for name in sorted(names)}
+    return {name: str(file) for name, file in files.items() if file is not None}
 
 
 # The record of a run directory.
@@ -126,7 +142,7 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
                 f"output directory, or move that one away."
             )
         return stored
-    record = {
+    record: dict[str, Any] = {
         "label": label,
         "digest": digest(run),
         "config": resolved(run),
@@ -134,6 +150,8 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
         "device": device(),
         "seed": run.seed,
     }
+    if files := user_files(run):
+        record["files"] = files
     if command is not None:
         record["command"] = command
     write_json(out / CONFIG, record)
