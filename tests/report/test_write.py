@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from transformer_jax.errors import BadInput
 from transformer_jax.report.results import read
+from transformer_jax.report.statistics import half_width
 from transformer_jax.report.write import lines, report, write
 
 PUBLISHED = {
@@ -104,6 +106,21 @@ def test_every_file_is_written_and_figures_too(root):
         assert {f"{figure}.png", f"{figure}.svg"} <= names
 
 
+def test_the_csv_has_plain_numbers(fabricate):
+    scores = [0.9, 0.8, 1 / 3, 0.7, 0.95]
+    root = fabricate({"full": {0.1: scores}, "linear": {0.1: [0.2, "failed"]}}, tests={"full": {"64": 0.5}})
+    path = write(read(root)).parent / "report.csv"
+    rows = {(row["label"], row["test"]): row for row in csv.DictReader(path.open())}
+    full, linear, chance = rows["full", "test"], rows["linear", "test"], rows["chance", "test"]
+    assert float(full["mean"]) == pytest.approx(sum(scores) / 5, rel=1e-14)
+    assert float(full["low"]) == 1 / 3  # in full, not rounded
+    assert float(full["half_width"]) == half_width(scores)
+    assert (full["n"], full["kind"], float(full["learning_rate"])) == ("5", "variant", 0.1)
+    assert (linear["n"], linear["half_width"], float(linear["mean"])) == ("1", "", 0.2)
+    assert (chance["kind"], float(chance["mean"]), chance["n"]) == ("baseline", 0.1, "")
+    assert float(rows["full", "test/64"]["mean"]) == 0.5
+
+
 def test_the_terminal_warns_of_different_versions(fabricate, root):
     other = fabricate({"full": {0.1: [0.9]}}, name="other", versions={"jax": "0.9"})
     console = Console(file=io.StringIO(), width=200)
@@ -122,6 +139,6 @@ def test_lines_are_json_and_complete(root):
 
 def test_an_unwritable_directory_is_refused(root):
     (root / "report").write_text("in the way")
-    with pytest.raises(BadInput, match="Cannot write"):
+    with pytest.raises(BadInput, match="it is a file: move it away"):
         write(read(root))
     assert os.path.isfile(root / "report")

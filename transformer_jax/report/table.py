@@ -1,12 +1,12 @@
-"""One table, four ways to write it: Markdown, LaTeX, CSV, and rich for the terminal."""
+"""One table, three ways to write it: Markdown, LaTeX and rich for the terminal; and CSV, of plain numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rich.table import Table as RichTable
 
@@ -130,12 +130,12 @@ def escape(text: str) -> str:
     )
 
 
-def comma_separated(sheet: Sheet) -> str:
-    """CSV with a heading line."""
+def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a heading line: numbers as they are, in full; what is None is left empty."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([column.name for column in sheet.columns])
-    writer.writerows(sheet.rows)
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 

@@ -16,7 +16,7 @@ from transformer_jax.report import html, plots, table
 from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
-from transformer_jax.report.summary import summarize
+from transformer_jax.report.summary import p_values, summarize
 
 
 def report(directories: Sequence[Path], console: Console | None = None) -> list[Path]:
@@ -52,6 +52,8 @@ def write(results: Results, warnings: Sequence[str] = ()) -> Path:
     figures = plots.figures(results)
     drawings = {name: plots.svg(figure, name) for name, figure in figures.items()}
     links = "\n".join(f"![{name}]({name}.png)" for name in figures)
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"Cannot write {folder}, for it is a file: move it away.")
     try:
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
@@ -59,11 +61,46 @@ def write(results: Results, warnings: Sequence[str] = ()) -> Path:
             figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         _replace(folder / "report.md", f"{text}\n{links}\n")
         _replace(folder / "report.tex", table.latex_document(title, written))
-        _replace(folder / "report.csv", table.comma_separated(written[0]))
+        _replace(folder / "report.csv", table.comma_separated(numbers(results)))
         _replace(folder / "report.html", html.page(results, written, drawings, warnings))
     except OSError as error:
         raise BadInput(f"Cannot write {folder}: {error.strerror}. Make the directory writable.") from None
     return folder / "report.html"
+
+
+def numbers(results: Results) -> list[dict[str, Any]]:
+    """What report.csv holds: a row for each variant and test set, for each baseline and published number."""
+    published = (results.experiment.get("published") or {"rows": {}})["rows"]
+
+    def row(kind: str, label: str, test: str, **given: Any) -> dict[str, Any]:
+        found = dict.fromkeys(
+            ("kind", "label", "test", "metric", "mean", "half_width", "low", "high", "n", "p")
+            + ("learning_rate", "parameters", "state_size", "steps_per_s")
+        )
+        return found | {"kind": kind, "label": label, "test": test, "metric": results.metric} | given
+
+    summaries = summarize(results)
+    p = p_values(summaries)
+    rows = []
+    for summary in summaries:
+        of_run = {
+            "learning_rate": summary.best.learning_rate if summary.best else None,
+            "parameters": summary.parameters,
+            "state_size": summary.state_size,
+            "steps_per_s": summary.steps_per_s,
+        }
+        for test, seeds in summary.scores.items():
+            said = dataclasses.asdict(spread(list(seeds.values()))) if seeds else {"count": 0}
+            said["n"] = said.pop("count")
+            more = {"p": p.get(summary.label)} if test == "test" else {}
+            rows.append(row("variant", summary.label, test, **said, **of_run, **more))
+    rows += [row("baseline", name, "test", mean=value) for name, value in results.baselines.items()]
+    rows += [
+        row("published", label, test, mean=value)
+        for label, values in published.items()
+        for test, value in values.items()
+    ]
+    return rows
 
 
 def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
