@@ -7,6 +7,7 @@ data file would otherwise be restored silently. This is the only file that knows
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import hashlib
 import json
@@ -134,9 +135,26 @@ class Damaged(Exception):
     """A checkpoint that cannot be believed; the message continues "The checkpoint PATH ..."."""
 
 
+class PatientLoop(asyncio.SelectorEventLoop):
+    """Ends its tasks before it closes. The library closes its loop at the first array that cannot be read;
+    the reads still under way would come back to a closed loop, each with a traceback on stderr."""
+
+    def close(self):
+        if not self.is_closed() and (left := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        super().close()
+
+
+class PatientLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self):
+        return PatientLoop()
+
+
 @contextmanager
 def _reading() -> Iterator[None]:
     """Names what cannot be read as Damaged."""
+    policy = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(PatientLoops())
     try:
         yield
     except Exception as error:
@@ -145,6 +163,8 @@ def _reading() -> Iterator[None]:
         if not isinstance(cause, UNREADABLE):
             raise
         raise Damaged(f"cannot be read ({_first_line(cause)})") from error
+    finally:
+        asyncio.set_event_loop_policy(policy)
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: Parts) -> Restored:

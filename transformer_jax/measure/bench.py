@@ -17,7 +17,7 @@ from rich.console import Group
 from rich.table import Table
 
 from transformer_jax.attention import catalogue
-from transformer_jax.attention.contract import Geometry
+from transformer_jax.attention.contract import Geometry, Mode
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.measure import programs
 from transformer_jax.measure.programs import JAX_NN, TORCH, Program
@@ -88,9 +88,11 @@ class Bench:
         capability = catalogue.find(mechanism.name).capability
         remedy = ""
         if self.what == "attention":
-            other = "causal" if self.direction == "bidirectional" else "bidirectional"
+            other: Mode = "causal" if self.direction == "bidirectional" else "bidirectional"
             remedy = f" Measure it with --direction {other}." if capability.defined(other) else ""
-        needed = (self.direction, "decoding") if self.what == "decode" else (self.direction,)
+        needed: list[Mode] = [self.direction]
+        if self.what == "decode":
+            needed.append("decoding")
         for mode in needed:
             try:
                 capability.require(mode, mechanism.name)
