@@ -1,172 +1,181 @@
 """How much of the past is left: products of decays D_t between two micro-steps of one chunk.
 
-Decays are given as logarithms (0: keep, −inf: forget). Three kinds share one interface: the identity,
-one decay per head, one decay per key channel. Only ratios between two steps are ever formed, and every
-exponent is at most 0 where decays are at most 1, so nothing overflows. A log decay below 2·log ε
-forgets whatever the accuracy can hold: such steps are counted apart instead of summed, so that a
-decay of exactly 0 stays exact, and its gradient finite, in the middle of a chunk.
+Decays are given as logarithms (0: keep, −inf: forget), one of three kinds: the identity, one decay per
+head, one decay per key channel. Between the halves of a block a product has two factors that meet in the
+middle,
+
+    D_{t−1} … D_{s+1} = (D_{t−1} … D_middle) (D_{middle−1} … D_{s+1})    (s < middle ≤ t),
+
+so all pairs (t, s) follow from blocks of 2, 4, 8, … steps, each a matrix product. Nothing is divided and
+no logarithms are subtracted: a decay of exactly 0 stays exact, its gradient finite, in the middle of a
+chunk, and nothing overflows where decays are at most 1.
 
 Shapes: L rows (batch · heads), n micro-steps of the chunk, r of them read (n divisible by r), H key
-channels. "after" reads the state that a token leaves, "before" the state that it finds.
+channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Reads = Literal["before", "after"]
-SUBCHUNK = 16
-"""Steps whose per-channel decays are compared pair by pair; between such groups products factor."""
 
 
-def _places(n: int, r: int, reads: Reads) -> slice:
-    """The r micro-steps, among 0 … n, before which the readers stand."""
-    stride = n // r
-    first = stride if reads == "after" else 0
-    return slice(first, first + stride * (r - 1) + 1, stride)
+class Decayed(NamedTuple):
+    """What readers x and keys k of one chunk have to do with each other, and with what is outside of it.
+
+    Attributes:
+      inner: of each reader and each key, x_tᵀ (D_t … D_{s+1}) k_s for every s that t sees, else 0: (L, r, n).
+      carried: of each reader, x_tᵀ (D_t … D_1), what it reads of the state before the chunk: (L, r, H).
+      remaining: of each key, (D_n … D_{s+1}) k_s, what is left of it after the chunk: (L, n, H).
+      whole: D_n … D_1, what is left of the state before the chunk, in a shape that multiplies (L, H, M).
+    """
+
+    inner: list[list[jax.Array]]
+    carried: list[jax.Array]
+    remaining: list[jax.Array]
+    whole: jax.Array
 
 
-def _numbers(places: slice) -> np.ndarray:
-    return np.arange(places.start, places.stop, places.step)
+def decayed(
+    log_decay: jax.Array | None, readers: list[tuple[jax.Array, Reads]], keys: list[jax.Array]
+) -> Decayed:
+    """One chunk.
 
-
-@dataclass(frozen=True)
-class Identity:
-    """D = I."""
-
-    steps: int
-
-    def inner(self, x, k, reads: Reads):
-        """x_tᵀ (D_t … D_{s+1}) k_s for every s that t sees, else 0: (L, r, n)."""
-        places = _places(self.steps, x.shape[1], reads)
-        seen = np.arange(self.steps) < _numbers(places)[:, None]
-        return jnp.where(seen[None], jnp.einsum("lth,lsh->lts", x, k), 0)
-
-    def carry(self, x, reads: Reads):
-        """x_tᵀ (D_t … D_1), what x reads of the state before the chunk: (L, r, H)."""
-        return x
-
-    def remain(self, k):
-        """(D_n … D_{s+1}) k_s, what is left of k_s after the chunk: (L, n, H)."""
-        return k
-
-    def whole(self, S):
-        """(D_n … D_1) S, what is left of the state before the chunk."""
-        return S
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Cumulative log decay before each micro-step and after the last (axis 1: n + 1), forgettings apart."""
-
-    finite: jax.Array
-    forgotten: jax.Array
-
-    @classmethod
-    def of(cls, log_decay):
-        floor = 2 * np.log(float(jnp.finfo(log_decay.dtype).eps))
-        forget = log_decay < floor
-        pad = ((0, 0), (1, 0)) + ((0, 0),) * (log_decay.ndim - 2)
-        return cls(
-            jnp.pad(jnp.cumsum(jnp.where(forget, 0, log_decay), axis=1), pad),
-            jnp.pad(jnp.cumsum(forget.astype(jnp.int32), axis=1), pad),
-        )
-
-    def __getitem__(self, index):
-        return _Sums(self.finite[index], self.forgotten[index])
-
-    def since(self, start: _Sums, seen=True):
-        """What is left of `start` here, 0 where it was forgotten or is not seen."""
-        keep = (self.forgotten == start.forgotten) & seen
-        return jnp.exp(jnp.where(keep, self.finite - start.finite, -jnp.inf))
-
-
-@dataclass(frozen=True)
-class PerHead:
-    """D_t = exp(log_decay_t) I, log_decay (L, n)."""
-
-    sums: _Sums
-
-    def inner(self, x, k, reads: Reads):
-        n = k.shape[1]
-        # Both kinds of reader take their weights from the same exponentials: those of s < t.
-        places = _places(n, x.shape[1], reads)
-        own = slice(places.start - 1, places.stop - 1, places.step) if reads == "after" else places
-        seen = np.arange(n) < _numbers(own)[:, None]
-        weight = self.sums[:, own, None].since(self.sums[:, None, 1:], seen[None])
-        if reads == "after":
-            step = self.sums[:, places].since(self.sums[:, own])
-            weight = weight * step[..., None] + (np.arange(n) == _numbers(own)[:, None])[None]
-        return jnp.einsum("lth,lsh->lts", x, k) * weight
-
-    def carry(self, x, reads: Reads):
-        places = _places(self.sums.finite.shape[1] - 1, x.shape[1], reads)
-        return x * self.sums[:, places].since(self.sums[:, :1])[..., None]
-
-    def remain(self, k):
-        return k * self.sums[:, -1:].since(self.sums[:, 1:])[..., None]
-
-    def whole(self, S):
-        return S * self.sums[:, -1, None, None].since(self.sums[:, 0, None, None])
-
-
-@dataclass(frozen=True)
-class PerChannel:
-    """D_t = diag(exp(log_decay_t)), log_decay (L, n, H)."""
-
-    sums: _Sums
-
-    def inner(self, x, k, reads: Reads):
-        n, r = k.shape[1], x.shape[1]
-        stride = n // r
-        group = max(1, SUBCHUNK // stride)
-        strips = []
-        for first in range(0, r, group):
-            rows = slice(first, min(first + group, r))
-            begin, end = first * stride, rows.stop * stride
-            places = _places(end - begin, rows.stop - first, reads)
-            seen = np.arange(end - begin) < _numbers(places)[:, None]
-            places = slice(begin + places.start, begin + places.stop, stride)
-            here, start = self.sums[:, places], self.sums[:, begin : begin + 1]
-            # Before the group: two factors, each at most 1, that meet at the group's start.
-            far = jnp.einsum(
-                "lth,lsh->lts",
-                x[:, rows] * here.since(start),
-                k[:, :begin] * start.since(self.sums[:, 1 : begin + 1]),
-            )
-            weight = here[:, :, None].since(self.sums[:, None, begin + 1 : end + 1], seen[None, :, :, None])
-            near = jnp.sum(x[:, rows, None] * k[:, None, begin:end] * weight, axis=-1)
-            strips.append(jnp.pad(jnp.concatenate([far, near], axis=2), ((0, 0), (0, 0), (0, n - end))))
-        return jnp.concatenate(strips, axis=1)
-
-    def carry(self, x, reads: Reads):
-        places = _places(self.sums.finite.shape[1] - 1, x.shape[1], reads)
-        return x * self.sums[:, places].since(self.sums[:, :1])
-
-    def remain(self, k):
-        return k * self.sums[:, -1:].since(self.sums[:, 1:])
-
-    def whole(self, S):
-        return S * self.sums[:, -1].since(self.sums[:, 0])[..., None]
-
-
-def decay(log_decay: jax.Array | None, steps: int) -> Identity | PerHead | PerChannel:
-    """The decays of one chunk of n = `steps`, from None, (L, n) or (L, n, H)."""
+    Args:
+      log_decay: None, (L, n) or (L, n, H).
+      readers: x (L, r, H), and whether it reads the state "before" or "after" the micro-steps of its token.
+      keys: (L, n, H) each.
+    """
+    n = keys[0].shape[1]
     if log_decay is None:
-        return Identity(steps)
-    return (PerHead if log_decay.ndim == 2 else PerChannel)(_Sums.of(log_decay))
+        sees = lambda x, reads: np.tri(n, k=-1)[None, _own(n, x, reads)] + _itself(n, x, reads) > 0
+        return Decayed(
+            [[jnp.where(sees(x, reads), _products(x, k), 0) for k in keys] for x, reads in readers],
+            [x for x, _ in readers],
+            keys,
+            jnp.ones((), keys[0].dtype),
+        )
+    D = jnp.exp(log_decay)
+    return (_per_head if D.ndim == 2 else _per_channel)(D, readers, keys)
+
+
+def _per_head(D, readers, keys) -> Decayed:
+    one = jnp.ones_like(D)[..., None]
+    outer = lambda x, k: x * k.swapaxes(-1, -2)
+    [[weight]], [before], [after], whole = _sweep(D[..., None], [one], [one], outer)
+
+    def read(y, x, reads):
+        """The rows of y (L, n, …) for the reader x."""
+        own = _own(D.shape[1], x, reads)
+        return y[:, own] * D[:, own, None] if reads == "after" else y[:, own]
+
+    def inner(k, x, reads):
+        return _products(x, k) * (read(weight, x, reads) + _itself(D.shape[1], x, reads))
+
+    return Decayed(
+        [[inner(k, *reader) for k in keys] for reader in readers],
+        [x * read(before, x, reads) for x, reads in readers],
+        [k * after for k in keys],
+        whole[..., None],
+    )
+
+
+def _per_channel(D, readers, keys) -> Decayed:
+    n = D.shape[1]
+
+    def placed(x, reads):
+        """x at the micro-steps at which it reads, as if before them: (L, n, H)."""
+        own = _own(n, x, reads)
+        x = x * D[:, own] if reads == "after" else x
+        return x if x.shape == D.shape else jnp.zeros_like(D).at[:, own].set(x)
+
+    pairs, carried, remaining, whole = _sweep(D, [placed(*reader) for reader in readers], keys, _products)
+
+    def inner(A, k, x, reads):
+        own = _own(n, x, reads)
+        if reads == "before":
+            return A[:, own]
+        return A[:, own] + jnp.sum(x * k[:, own], axis=-1, keepdims=True) * _itself(n, x, reads)
+
+    return Decayed(
+        [
+            [inner(A, k, *reader) for A, k in zip(row, keys, strict=True)]
+            for row, reader in zip(pairs, readers, strict=True)
+        ],
+        [x[:, _own(n, *reader)] for x, reader in zip(carried, readers, strict=True)],
+        remaining,
+        whole[..., None],
+    )
+
+
+def _sweep(D, xs, ks, products):
+    """From D, every x and every k (L, n, H), readers standing before their step:
+    x_tᵀ D_{t−1} … D_{s+1} k_s for s < t, else 0; x_tᵀ D_{t−1} … D_1; D_n … D_{s+1} k_s; D_n … D_1.
+
+    Blocks (L, n / size, size, …) are joined in pairs: x of the second half reads on to the start of the
+    first, k of the first half decays on to the end of the second.
+    """
+    n = D.shape[1]
+    more = ((0, 0), (0, _power_of_two(n) - n), (0, 0))
+    D = jnp.pad(D, more, constant_values=1)
+    xs, ks = jax.tree.map(lambda y: jnp.pad(y, more)[:, :, None], (xs, ks))
+    pairs = [[jnp.zeros((*D.shape[:2], 1, 1), D.dtype) for _ in ks] for _ in xs]
+    while D.shape[1] > 1:
+        D1, D2 = halves(D)
+        D = D1 * D2
+        xs, ks, pairs = jax.tree.map(halves, (xs, ks, pairs))
+        pairs = [
+            [join(A1, products(x2, k1), A2) for (A1, A2), (k1, _) in zip(row, ks, strict=True)]
+            for row, (_, x2) in zip(pairs, xs, strict=True)
+        ]
+        xs = [jnp.concatenate([x1, x2 * D1[:, :, None]], axis=2) for x1, x2 in xs]
+        ks = [jnp.concatenate([k1 * D2[:, :, None], k2], axis=2) for k1, k2 in ks]
+    pairs, xs, ks = jax.tree.map(lambda y: y[:, 0, :n], (pairs, xs, ks))
+    return [[A[..., :n] for A in row] for row in pairs], xs, ks, D[:, 0]
+
+
+def halves(blocks):
+    """The first and the second of every two blocks, of (L, blocks, …)."""
+    blocks = blocks.reshape(blocks.shape[0], -1, 2, *blocks.shape[2:])
+    return blocks[:, :, 0], blocks[:, :, 1]
+
+
+def join(first, lower, second):
+    """Two lower triangular matrices (…, m, m) on the diagonal of one of twice their size, and what lies
+    below the first."""
+    top = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([lower, second], axis=-1)], axis=-2)
+
+
+def _products(x, k):
+    """x_tᵀ k_s of (…, t, H) and (…, s, H)."""
+    return jnp.einsum("...th,...sh->...ts", x, k)
+
+
+def _own(n: int, x: jax.Array, reads: Reads) -> slice:
+    """The r micro-steps, among n, at which the tokens of x (L, r, H) read: their last, or their first."""
+    stride = n // x.shape[1]
+    return slice(stride - 1 if reads == "after" else 0, None, stride)
+
+
+def _itself(n: int, x: jax.Array, reads: Reads) -> np.ndarray:
+    """1 where a reader of x sees its own micro-step, else 0: (1, r, n)."""
+    return (np.eye(n, dtype=x.dtype) * (reads == "after"))[None, _own(n, x, reads)]
+
+
+def _power_of_two(n: int) -> int:
+    """The least at or above n."""
+    return 1 << (n - 1).bit_length()
 
 
 def inner_flops(log_decay: jax.Array | None, rows: int, n: int, r: int, size: int) -> int:
-    """Matrix-product FLOPs of `inner` for log_decay (B, T, N, …) and L = `rows`; per channel, pairs within a
-    group are no matrix product."""
+    """Matrix-product FLOPs of one reader and one key, for log_decay (B, T, N, …) and L = `rows`."""
     if log_decay is None or log_decay.ndim == 3:
         return 2 * rows * r * n * size
-    stride = n // r
-    group = max(1, SUBCHUNK // stride)
-    return sum(2 * rows * min(group, r - i) * i * stride * size for i in range(0, r, group))
+    n = _power_of_two(n)
+    return rows * n * (n - 1) * size

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.attention.contract import Layout, State
-from transformer_jax.attention.engines.decay import decay
+from transformer_jax.attention.engines.decay import decayed
 
 CHUNK = 64
 
@@ -81,11 +81,11 @@ def mix(
         S, last = carry  # (B·N, levels, H, M), (B,)
         (q, k, v, log_decay, weight), at, some = x
         q, k, v, log_decay, weight = map(heads_first, (q, k, v, log_decay, weight))
-        D = decay(log_decay, n)
         pairs = each_head(level(at[:, :, None], at[:, None]))
-        inner = D.inner(q, k, "after") * _picked(weight, pairs)
+        D = decayed(log_decay, [(q, "after")], [k])
+        inner = D.inner[0][0] * _picked(weight, pairs)
         seen_at = jnp.maximum(jnp.arange(deep)[None, None], level(at, last[:, None])[..., None])
-        read = _picked(weight, each_head(seen_at))[..., None] * D.carry(q, "after")[:, :, None]
+        read = _picked(weight, each_head(seen_at))[..., None] * D.carried[0][:, :, None]
         o = jnp.einsum("rtlh,rlhm->rtm", read, S) + jnp.einsum("rts,rsm->rtm", inner, v)
         end = jnp.take_along_axis(at, jnp.maximum(some - 1, 0)[:, None], axis=1)[:, 0]
         end = jnp.where(some > 0, end, last)
@@ -93,10 +93,9 @@ def mix(
         which = jnp.arange(deep)[None, :, None, None]
         below = jnp.sum(jnp.where(which <= merged, S, 0), axis=1, keepdims=True)
         S = jnp.where(which > merged, S, jnp.where(which == merged, below, 0))
-        S = D.whole(S.reshape(len(S), -1, S.shape[-1])).reshape(S.shape)
         mine = each_head(level(end[:, None], at))[..., None] == jnp.arange(deep)[None, None]
-        written = jnp.where(mine[..., None], D.remain(k)[:, :, None], 0)
-        return (S + jnp.einsum("rslh,rsm->rlhm", written, v), end), o
+        written = jnp.where(mine[..., None], D.remaining[0][:, :, None], 0)
+        return (D.whole[:, None] * S + jnp.einsum("rslh,rsm->rlhm", written, v), end), o
 
     S = state["S"].reshape(batch * heads, deep, size, -1).astype(real)
     some = jnp.clip(ends[None] - n * jnp.arange(chunks)[:, None], 0, n)

@@ -3,7 +3,7 @@
     S_t = D_t S_{t−1} + a_t (b_tᵀ S_{t−1}) + e^{g_t} k_t v_tᵀ,    o_t = S_tᵀ q_t
 
 with R micro-steps per token, signed decays, a normalizer, a bonus for the current token. The
-reductions: a free vector a is a micro-step of its own; signs move into the streams; a normalizer is
+reductions: signs move into the streams; a normalizer is
 one more value channel, of ones; the log gain g is divided by its decayed running maximum e^{m_t}
 (the stabilizer of arXiv:2405.04517, equation 15); a new segment forgets; padding writes nothing.
 """
@@ -140,16 +140,9 @@ def _forward(r: Recurrence, starts, valid, state: State, chunk: int | None):
 
 def _steps(r: Recurrence, starts, valid, state: State):
     """The steps of the one form, with m (B, T·R, N) and the cumulative sign, or None for each."""
-    q, k, v, log_decay, sign, c, b, gain = (
+    q, k, v, log_decay, sign, a, b, gain = (
         r.q, r.k, _values(r), r.log_decay, r.sign, r.a, r.b, r.log_gain,
     )  # fmt: skip
-    if c is not None and c.ndim == 4:
-        # D S + a bᵀS, then + k vᵀ: two micro-steps, the first writes a, the second k.
-        ones = jnp.ones_like(c[..., 0])
-        k, v, c, b = _pairs(c, k), _pairs(jnp.zeros_like(v), v), _pairs(ones, 0 * ones), _pairs(b, 0 * b)
-        log_decay = None if log_decay is None else _pairs(log_decay, jnp.zeros_like(log_decay))
-        sign = None if sign is None else _pairs(sign, jnp.ones_like(sign))
-        gain = None if gain is None else _pairs(jnp.full_like(gain, -jnp.inf), gain)
     micro = k.shape[1] // q.shape[1]
 
     def where(condition, x, other):
@@ -158,7 +151,7 @@ def _steps(r: Recurrence, starts, valid, state: State):
     if valid is not None:
         written = jnp.repeat(valid, micro, axis=1)
         v = where(written, v, 0)
-        c = None if c is None else where(written, c, 0)
+        a = None if a is None else where(written, a, 0)
         log_decay = None if log_decay is None else where(written, log_decay, 0)
         sign = None if sign is None else where(written, sign, 1)
         gain = None if gain is None else where(written, gain, -jnp.inf)
@@ -168,7 +161,7 @@ def _steps(r: Recurrence, starts, valid, state: State):
             q = where(starts, jnp.zeros_like(q), q)
         first = jnp.zeros((*starts.shape, micro), bool).at[:, :, 0].set(starts)
         first = first.reshape(first.shape[0], -1)
-        c = None if c is None else where(first, jnp.zeros_like(c), c)
+        a = None if a is None else where(first, jnp.zeros_like(a), a)
         log_decay = jnp.zeros(k.shape[:3], jnp.float32) if log_decay is None else log_decay
         log_decay = where(first, jnp.full_like(log_decay, -jnp.inf), log_decay)
     m = None
@@ -177,16 +170,17 @@ def _steps(r: Recurrence, starts, valid, state: State):
         m, shift, rest = stabilizer(log_decay, gain, state["m"])
         log_decay = log_decay + (shift if log_decay.ndim == 3 else shift[..., None])
         v = v * rest[..., None]
-        c = None if c is None else c * jnp.exp(shift)
+        a = None if a is None else a * jnp.exp(shift if a.ndim == 3 else shift[..., None])
     if sign is not None:
         sign = jax.lax.associative_scan(jnp.multiply, jax.lax.stop_gradient(sign), axis=1)
         before = jnp.concatenate([jnp.ones_like(sign[:, :1]), sign[:, :-1]], axis=1)
         wide = lambda s: (s if s.ndim == 4 else s[..., None]).astype(k.dtype)
         read = before[:, ::micro] if r.bonus is not None else sign[:, micro - 1 :: micro]
         q, k = q * wide(read), k * wide(sign)
+        a = a if a is None or a.ndim == 3 else a * wide(sign)
         b = None if b is None else b * wide(before)
     reads: Reads = "after" if r.bonus is None else "before"
-    return Steps(q=q, k=k, v=v, log_decay=log_decay, b=b, c=c, reads=reads), m, sign
+    return Steps(q=q, k=k, v=v, log_decay=log_decay, a=a, b=b, reads=reads), m, sign
 
 
 def stabilizer(log_decay, gain, m):
@@ -243,11 +237,6 @@ def _everything(r: Recurrence, valid) -> jax.Array:
         v = v * jnp.exp(gain - m)[..., None]
     S = jnp.einsum("bsnh,bsnm->bnhm", r.k.astype(dtype), v)
     return _normalized(jnp.einsum("btnh,bnhm->btnm", r.q.astype(dtype), S), m, r.normalizer)
-
-
-def _pairs(x, y):
-    """Two streams (B, T, …) in turn: (B, 2T, …)."""
-    return jnp.stack([x, y], axis=2).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 def _reversed(r: Recurrence) -> Recurrence:

@@ -1,18 +1,20 @@
 """The linear recurrence and its two executions: token by token, and in parallel within chunks.
 
-    S_t = D_t S_{t−1} + k_t (v_t + c_t S_{t−1}ᵀ b_t)ᵀ,    o_t = S_tᵀ q_t
+    S_t = D_t S_{t−1} + k_t v_tᵀ + a_t (b_tᵀ S_{t−1}),    o_t = S_tᵀ q_t
 
 S is (H, M), key channels by value channels; D_t is the identity, a decay per head or a decay per key
-channel. The correction c_t k_t (b_tᵀ S_{t−1}) replaces what is stored under b_t (the delta rule has
-b = k). Everything else that a mechanism may ask for (signs, a free left vector, a normalizer, a
-stabilizer, segments, padding) is brought to this form in `forms.py`.
+channel. The correction a_t (b_tᵀ S_{t−1}) replaces what is stored under b_t (the delta rule has a multiple
+of k for a, and b = k). Everything else that a mechanism may ask for (signs, a normalizer, a stabilizer,
+segments, padding) is brought to this form in `forms.py`.
 
-Within a chunk whose state was S_0, w_s = v_s + c_s S_{s−1}ᵀ b_s solves a unit triangular system,
+Within a chunk whose state was S_0, u_t = S_{t−1}ᵀ b_t solves a unit triangular system. With
+(X|Y)_ts = x_tᵀ D_{t−1} … D_{s+1} y_s for s < t, X̂_t = D_1 … D_{t−1} x_t and K̂_s = D_n … D_{s+1} k_s,
 
-    (I − diag(c) A) W = V + diag(c) B̂ S_0,    A_ts = b_tᵀ D_{t−1} … D_{s+1} k_s  (s < t),
+    (I − (B|A)) U = B̂ S_0 + (B|K) V,    S_n = D_n … D_1 S_0 + K̂ᵀ V + Âᵀ U,
 
-with B̂_t = b_tᵀ D_{t−1} … D_1; then O = Q̂ S_0 + P W with P_ts = q_tᵀ D_t … D_{s+1} k_s (s ≤ t), and
-S = D_n … D_1 S_0 + K̂ᵀ W. (Without the decay this is the WY form of arXiv:2406.06484, section 3.2.)
+and O follows from q as U did from b, with D_t and s = t besides. Where a_t = c_t k_t the values W = V + diag(c) U
+are found at once, (I − diag(c) (B|K)) W = V + diag(c) B̂ S_0, and K carries both. (Without the decay this
+is the WY form of arXiv:2406.06484, section 3.2.)
 
 The map S_0 → S is affine and acts on each value channel alone: with v padded by H zero channels and
 S_0 = [0, I] the final state is [state of the shard from nothing, transition product of the shard].
@@ -26,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.attention.engines.decay import Reads, decay, inner_flops
+from transformer_jax.attention.engines.decay import Reads, decayed, inner_flops, join
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +40,8 @@ class Steps:
       q: (B, T, N, H).
       k: (B, T·R, N, H). v: (B, T·R, N, M).
       log_decay: log D, None for the identity, (B, T·R, N) or (B, T·R, N, H); −inf forgets.
-      b: (B, T·R, N, H) and c: (B, T·R, N), or None where nothing is corrected.
+      a: (B, T·R, N, H), or (B, T·R, N) for a multiple of k, and b: (B, T·R, N, H); None where nothing is
+        corrected.
       reads: whether o_t reads the state "after" the token's micro-steps or "before" them.
     """
 
@@ -46,13 +49,18 @@ class Steps:
     k: jax.Array
     v: jax.Array
     log_decay: jax.Array | None = None
+    a: jax.Array | None = None
     b: jax.Array | None = None
-    c: jax.Array | None = None
     reads: Reads = field(default="after", metadata={"static": True})
 
     @property
     def micro(self) -> int:
         return self.k.shape[1] // self.q.shape[1]
+
+    @property
+    def tied(self) -> bool:
+        """Whether a is a multiple of k."""
+        return self.a is not None and self.a.ndim < self.k.ndim
 
     @property
     def dtype(self):
@@ -89,9 +97,12 @@ def flops(steps: Steps, chunk: int | None = None) -> int:
         return 2 * rows * H * M * (1 + (0 if steps.b is None else steps.micro))
     r = tokens_per_chunk(steps, chunk)
     n = r * steps.micro
-    total = inner_flops(steps.log_decay, rows, n, r, H) + 2 * rows * (r * H * M + r * n * M + n * H * M)
+    keys = 1 if steps.b is None or steps.tied else 2
+    total = 2 * rows * r * H * M
+    total += keys * (inner_flops(steps.log_decay, rows, n, r, H) + 2 * rows * (r * n * M + n * H * M))
     if steps.b is not None:
-        total += inner_flops(steps.log_decay, rows, n, n, H) + 2 * rows * (n * H * M + n * n * M)
+        total += keys * (inner_flops(steps.log_decay, rows, n, n, H) + 2 * rows * n * n * M)
+        total += 2 * rows * n * H * M
         halves, size = [BLOCK], _padded(n)
         while 2 * halves[-1] < size:
             halves.append(2 * halves[-1])
@@ -111,13 +122,14 @@ def dense(steps: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = x.accurate()
         before = S
         for i in range(micro):
-            w = x.v[i]
-            if x.b is not None:
-                w = w + x.c[i][..., None] * jnp.einsum("bnhm,bnh->bnm", S, x.b[i])
+            found = None if x.b is None else jnp.einsum("bnhm,bnh->bnm", S, x.b[i])
             if x.log_decay is not None:
                 D = jnp.exp(x.log_decay[i])
                 S = S * (D[..., None, None] if D.ndim == 2 else D[..., None])
-            S = S + x.k[i][..., :, None] * w[..., None, :]
+            S = S + x.k[i][..., :, None] * x.v[i][..., None, :]
+            if found is not None:
+                a = x.a[i][..., None] * x.k[i] if x.tied else x.a[i]
+                S = S + a[..., :, None] * found[..., None, :]
         return S, jnp.einsum("bnhm,bnh->bnm", before if x.reads == "before" else S, x.q[0])
 
     S, o = jax.lax.scan(token, S, jax.tree.map(by_token, steps))
@@ -147,14 +159,22 @@ def chunked(steps: Steps, S: jax.Array, chunk: int) -> tuple[jax.Array, jax.Arra
 
 def one_chunk(x: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One chunk of L = batch · heads rows, streams (L, n, …) and state S (L, H, M): (state, o)."""
-    D = decay(x.log_decay, x.k.shape[1])
-    w = x.v
+    readers, keys, values = [(x.q, x.reads)], [x.k], [x.v]
     if x.b is not None:
-        c = x.c[..., None]
-        found = D.carry(x.b, "before") @ S
-        w = unit_triangular_inverse(c * D.inner(x.b, x.k, "before")) @ (w + c * found)
-    o = D.carry(x.q, x.reads) @ S + D.inner(x.q, x.k, x.reads) @ w
-    return D.whole(S) + jnp.einsum("lsh,lsm->lhm", D.remain(x.k), w), o
+        readers.append((x.b, "before"))
+        keys += [] if x.tied else [x.a]
+    D = decayed(x.log_decay, readers, keys)
+    if x.b is not None:
+        before = D.carried[1] @ S
+        if x.tied:
+            a, [A] = x.a[..., None], D.inner[1]
+            values = [unit_triangular_inverse(a * A) @ (x.v + a * before)]
+        else:
+            K, A = D.inner[1]
+            values.append(unit_triangular_inverse(A) @ (before + K @ x.v))
+    o = D.carried[0] @ S + sum(A @ w for A, w in zip(D.inner[0], values, strict=True))
+    written = (jnp.einsum("lsh,lsm->lhm", k, w) for k, w in zip(D.remaining, values, strict=True))
+    return D.whole * S + sum(written), o
 
 
 BLOCK = 8
@@ -175,14 +195,7 @@ def unit_triangular_inverse(A: jax.Array) -> jax.Array:
         half = X.shape[-1]
         lower = _diagonal_blocks(A, 2 * half)[:, :, half:, :half]
         first, second = X[0::2], X[1::2]
-        joined = second @ (lower @ first)
-        X = jnp.concatenate(
-            [
-                jnp.concatenate([first, jnp.zeros_like(first)], axis=-1),
-                jnp.concatenate([joined, second], axis=-1),
-            ],
-            axis=-2,
-        )
+        X = join(first, second @ (lower @ first), second)
     return X[0, :, :n, :n]
 
 
