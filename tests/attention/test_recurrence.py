@@ -263,6 +263,18 @@ def test_strong_decays_and_large_gains_stay_exact_in_float32(kind):
     assert np.isfinite(o).all() and np.abs(o).max() < 1e3
 
 
+@pytest.mark.parametrize("kind", ["head", "channel"])
+def test_a_decay_of_zero_leaves_no_trace(kind):
+    """Not a small one: what came before may be anything, in the middle of a chunk as at its start."""
+    r = make(kind, 24)
+    r = replace(r, log_decay=r.log_decay.at[:, 13].set(-jnp.inf))
+    other = replace(r, k=r.k.at[:, :13].multiply(1e30), v=r.v.at[:, :13].add(1e30))
+    (o, state), (o_other, state_other) = (forms.recur(x, layout_of(24, "plain")) for x in (r, other))
+    np.testing.assert_array_equal(o[:, 13:], o_other[:, 13:])
+    np.testing.assert_array_equal(state["S"], state_other["S"])
+    assert np.abs(o[:, :13] - o_other[:, :13]).max() > 1e30
+
+
 def test_repeated_keys_are_solved_exactly_in_float32():
     """All keys equal: products of the triangular matrix grow to 10¹⁷, its inverse stays ±1."""
     r = make("tied", 64)

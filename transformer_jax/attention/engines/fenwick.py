@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.attention.contract import Layout, State
+from transformer_jax.attention.engines.chunks import cut, in_chunks
 from transformer_jax.attention.engines.decay import decayed
 
 CHUNK = 64
@@ -53,21 +54,13 @@ def mix(
     real = jnp.promote_types(jnp.float32, q.dtype)
     deep = weight.shape[-1]
     state = empty(batch, heads, deep, size, v.shape[-1], real) if state is None else state
-    n = min(chunk, length)
-    chunks = -(-length // n)
     valid, starts = layout.valid, layout.starts(state["segment"])
-    ends = jnp.full((batch,), length) if layout.lengths is None else layout.lengths
     if valid is not None:
         v = jnp.where(valid[..., None, None], v, 0)
         log_decay = jnp.where(valid[..., None], log_decay, 0)
         starts = None if starts is None else starts & valid
     if starts is not None:
         log_decay = jnp.where(starts[..., None], -jnp.inf, log_decay)
-
-    def fold(x):
-        """(B, T, …) → (chunks, B, n, …); added tokens write nothing and keep all."""
-        x = jnp.pad(x, ((0, 0), (0, chunks * n - length)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, n, *x.shape[2:]), 1, 0)
 
     def heads_first(x):
         """(B, n, N, …) → (B·N, n, …)."""
@@ -79,7 +72,7 @@ def mix(
 
     def body(carry, x):
         S, last = carry  # (B·N, levels, H, M), (B,)
-        (q, k, v, log_decay, weight), at, some = x
+        (q, k, v, log_decay, weight), at, valid = x
         q, k, v, log_decay, weight = map(heads_first, (q, k, v, log_decay, weight))
         pairs = each_head(level(at[:, :, None], at[:, None]))
         D = decayed(log_decay, [(q, "after")], [k])
@@ -87,6 +80,7 @@ def mix(
         seen_at = jnp.maximum(jnp.arange(deep)[None, None], level(at, last[:, None])[..., None])
         read = _picked(weight, each_head(seen_at))[..., None] * D.carried[0][:, :, None]
         o = jnp.einsum("rtlh,rlhm->rtm", read, S) + jnp.einsum("rts,rsm->rtm", inner, v)
+        some = jnp.sum(valid, axis=1)
         end = jnp.take_along_axis(at, jnp.maximum(some - 1, 0)[:, None], axis=1)[:, 0]
         end = jnp.where(some > 0, end, last)
         merged = each_head(level(end, last))[:, None, None, None]
@@ -98,14 +92,11 @@ def mix(
         return (D.whole[:, None] * S + jnp.einsum("rslh,rsm->rlhm", written, v), end), o
 
     S = state["S"].reshape(batch * heads, deep, size, -1).astype(real)
-    some = jnp.clip(ends[None] - n * jnp.arange(chunks)[:, None], 0, n)
-    inputs = (tuple(map(fold, (q, k, v, log_decay, weight))), fold(layout.positions.astype(jnp.int32)), some)
-    (S, last), o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), (S, state["last"]), inputs)
-    o = jnp.moveaxis(o.reshape(chunks, batch, heads, n, -1), (1, 3), (0, 2))
-    moved = {"S": S.reshape(state["S"].shape), "last": last}
-    return o.reshape(batch, chunks * n, heads, -1)[:, :length], moved | {
-        "segment": layout.last_segment(state["segment"])
-    }
+    valid = jnp.ones((batch, length), bool) if valid is None else valid
+    streams = ((q, k, v, log_decay, weight), layout.positions.astype(jnp.int32), valid)
+    (o, (S, last)) = in_chunks(body, streams, (S, state["last"]), length=length, chunk=chunk)
+    moved = {"S": S.reshape(state["S"].shape), "last": last, "segment": layout.last_segment(state["segment"])}
+    return o, moved
 
 
 def empty(batch: int, heads: int, deep: int, size: int, values: int, dtype) -> State:
@@ -119,8 +110,8 @@ def empty(batch: int, heads: int, deep: int, size: int, values: int, dtype) -> S
 
 def flops(batch: int, length: int, heads: int, deep: int, size: int, values: int, chunk: int = CHUNK) -> int:
     """Matrix-product FLOPs of `mix`."""
-    n = min(chunk, length)
-    return 2 * batch * heads * -(-length // n) * n * (n * (size + values) + 2 * deep * size * values)
+    chunks, n = cut(length, chunk)
+    return 2 * batch * heads * chunks * n * (n * (size + values) + 2 * deep * size * values)
 
 
 def _picked(weight: jax.Array, at: jax.Array) -> jax.Array:

@@ -2,10 +2,10 @@
 
     S_t = D_t S_{t−1} + a_t (b_tᵀ S_{t−1}) + e^{g_t} k_t v_tᵀ,    o_t = S_tᵀ q_t
 
-with R micro-steps per token, signed decays, a normalizer, a bonus for the current token. The
-reductions: signs move into the streams; a normalizer is
-one more value channel, of ones; the log gain g is divided by its decayed running maximum e^{m_t}
-(the stabilizer of arXiv:2405.04517, equation 15); a new segment forgets; padding writes nothing.
+with R micro-steps per token, signed decays, a normalizer, a bonus for the current token. The reductions:
+signs move into the streams; a normalizer is one more value channel, of ones; the log gain g is divided by
+its decayed running maximum e^{m_t} (the stabilizer of arXiv:2405.04517, equation 15); a new segment
+forgets; padding writes nothing.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from transformer_jax.attention.engines.chunks import in_chunks, real_tokens
+
 
 def scan(
     a: jax.Array,
@@ -74,35 +76,9 @@ def expanded_scan(
         hs = own + product * h[:, None]
         return hs[:, -1], read(hs, streams)
 
-    return in_chunks(body, streams, h, starts, valid, chunk)
-
-
-def in_chunks(body: Callable, streams: Any, state: Any, starts, valid, chunk: int) -> tuple[jax.Array, Any]:
-    """o (B, T, …) and the last state of state, o = body(state, (streams, starts, valid)), one chunk after the
-    other; the backward pass recomputes what is inside of a chunk."""
-    batch, length = jax.tree.leaves(streams)[0].shape[:2]
-    if length == 1:
-        state, o = body(state, (streams, starts, valid))
-        return o, state
-    chunks, chunk = cut(length, chunk)
-    extra = chunks * chunk - length
-    if extra and valid is None:
-        valid = jnp.ones((batch, length), bool)
-
-    def fold(x):
-        """(B, T, …) → (chunks, B, chunk, …); added tokens are not valid."""
-        x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, chunks, chunk, *x.shape[2:]), 1, 0)
-
-    folded = jax.tree.map(fold, (streams, starts, valid))
-    state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, folded)
-    return jnp.moveaxis(o, 0, 1).reshape(batch, chunks * chunk, *o.shape[3:])[:, :length], state
-
-
-def cut(length: int, chunk: int) -> tuple[int, int]:
-    """How many chunks of at most `chunk` tokens hold `length`, and of how many: as few added as can be."""
-    chunks = -(-length // chunk)
-    return chunks, -(-length // chunks)
+    length = jax.tree.leaves(streams)[0].shape[1]
+    streams = (streams, starts, real_tokens(valid, length, chunk))
+    return in_chunks(body, streams, h, length=length, chunk=chunk)
 
 
 def compose(first, second):

@@ -11,7 +11,8 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Capability, Geometry, State
 from transformer_jax.attention.core import CoreMixer, Streams, linear_flops
-from transformer_jax.attention.engines.scan import cut, in_chunks, like
+from transformer_jax.attention.engines.chunks import cut, in_chunks, real_tokens
+from transformer_jax.attention.engines.scan import like
 
 
 def serial(
@@ -51,7 +52,9 @@ def serial(
         state, o = jax.lax.scan(token, state, jax.tree.map(lambda x: x.swapaxes(0, 1), x))
         return state, o.swapaxes(0, 1)
 
-    return in_chunks(body, streams, state, starts, valid, chunk)
+    length = jax.tree.leaves(streams)[0].shape[1]
+    streams = (streams, starts, real_tokens(valid, length, chunk))
+    return in_chunks(body, streams, state, length=length, chunk=chunk)
 
 
 class SerialMixer(CoreMixer):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from transformer_jax.attention.contract import Layout, State
+from transformer_jax.attention.engines.chunks import cut, in_chunks
 
 CHUNK = 32
 
@@ -39,24 +40,13 @@ def mix(
     batch, length, heads, size = k.shape
     real = jnp.promote_types(jnp.float32, q.dtype)
     state = empty(batch, heads, a.shape[-1], size, v.shape[-1], real) if state is None else state
-    n = min(chunk, length)
-    chunks = -(-length // n)
-
-    def fold(x):
-        """(B, T, …) → (chunks, B, n, …)."""
-        x = jnp.pad(x, ((0, 0), (0, chunks * n - length)) + ((0, 0),) * (x.ndim - 2), mode="edge")
-        return jnp.moveaxis(x.reshape(x.shape[0], chunks, n, *x.shape[2:]), 1, 0)
-
-    # Of each chunk: how many of its tokens are valid, (B,) or (1,), and the number of each token's segment,
-    # counted from that of the state.
-    ends = jnp.full((1,), length) if layout.lengths is None else layout.lengths
-    valid = jnp.clip(ends[None] - n * jnp.arange(chunks)[:, None], 0, n)
+    valid = jnp.ones((1, length), bool) if layout.valid is None else layout.valid
+    # The number of each token's segment, counted from that of the state.
     starts, segment = layout.starts(state["segment"]), None
     if starts is not None:
-        segment = fold(
-            jnp.cumsum(starts if layout.valid is None else starts & layout.valid, axis=1, dtype=jnp.int32)
-        )
+        segment = jnp.cumsum(starts & valid, axis=1, dtype=jnp.int32)
 
+    _, n = cut(length, chunk)
     at = jnp.arange(n)
     powers = jnp.exp(a[None] * at[:, None, None])  # (n, N, P)
     kernel = jnp.sum(jnp.real(c[None] * powers), axis=-1).at[0].add(d)
@@ -68,12 +58,13 @@ def mix(
         S, current = carry
         (q, k, v), valid, segment = x
         q, k, v = (x.astype(real) for x in (q, k, v))
-        v = jnp.where((at[None] < valid[:, None])[..., None, None], v, 0)
+        v = jnp.where(valid[..., None, None], v, 0)
+        valid = jnp.sum(valid, axis=1)
         scores = jnp.einsum("btnh,bsnh->bnts", q, k) * weight[None]
         found = jnp.einsum("btnph,bnphm->btnm", read[None, ..., None] * q[:, :, :, None], S)
         written = v
         if segment is not None:
-            last = segment[:, -1]
+            last = jnp.max(segment, axis=1)
             scores = jnp.where((segment[:, :, None] == segment[:, None])[:, None], scores, 0)
             found = jnp.where((segment == current[:, None])[..., None, None], found, 0)
             written = jnp.where((segment == last[:, None])[..., None, None], v, 0)
@@ -87,9 +78,7 @@ def mix(
         return (S, current), o
 
     first = (state["S"].astype(real), jnp.zeros((batch,), jnp.int32))
-    inputs = (tuple(map(fold, (q, k, v))), valid, segment)
-    (S, _), o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), first, inputs)
-    o = jnp.moveaxis(o, 0, 1).reshape(batch, chunks * n, heads, -1)[:, :length]
+    o, (S, _) = in_chunks(body, ((q, k, v), valid, segment), first, length=length, chunk=chunk)
     return o, {"S": S, "segment": layout.last_segment(state["segment"])}
 
 
@@ -105,9 +94,9 @@ def flops(
     batch: int, length: int, heads: int, states: int, size: int, values: int, chunk: int = CHUNK
 ) -> int:
     """Matrix-product FLOPs of `mix`."""
-    n = min(chunk, length)
+    chunks, n = cut(length, chunk)
     inside, between = n * (size + values), 4 * states * size * values
-    return 2 * batch * heads * -(-length // n) * n * (inside + between)
+    return 2 * batch * heads * chunks * n * (inside + between)
 
 
 def _parts(x: jax.Array) -> jax.Array:
