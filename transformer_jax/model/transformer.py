@@ -31,6 +31,7 @@ def rows(table: nnx.Embed, at: jax.Array, name: str | None = None) -> jax.Array:
     matrix = constrain(table.embedding[...].astype(table.dtype), name)
     return placed(jnp.take(matrix, at, axis=0))
 
+
 Observed = dict[str, Any]
 """Of one mixer, see `Mixer.observe`; stacked over the repeats of the layer pattern."""
 
