@@ -48,10 +48,11 @@ def changed(owner: Any, part: str, changes: Mapping[str, Any]) -> Any:
 
 
 def listed(owner: Any, part: str = "") -> list[str]:
-    """Each field of a dataclass as it is set: its name on the command line, its value and what it takes."""
+    """Each field of a dataclass as it is set: its name on the command line, its value and what it takes; what
+    only Python can write is left out."""
     lines = []
     for field in dataclasses.fields(owner):
-        if not field.init:
+        if not field.init or dataclasses.is_dataclass(fields(owner)[field.name]):
             continue
         value = getattr(owner, field.name, field.default)
         if value is dataclasses.MISSING:
