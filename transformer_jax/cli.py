@@ -225,7 +225,9 @@ def write_report(options: argparse.Namespace) -> int:
 def run_checks(options: argparse.Namespace) -> int:
     """Each check as it ends. 1 where one failed."""
     from transformer_jax.conformance import check
+    from transformer_jax.conformance.sharding import eight_host_devices
 
+    eight_host_devices()
     failed = 0
     for result in check(options.target):
         failed += result.outcome == "failed"

@@ -1,7 +1,7 @@
 """Every mechanism of the catalogue passes every check that applies to it.
 
 The checks of `ALWAYS`, and all of those of a `SAMPLE` of the engines, run whenever the tests do; the rest is
-marked slow, and CI runs it.
+marked slow, and CI runs it. The check on a mesh runs in a process with eight devices, for two of them always.
 """
 
 from __future__ import annotations
@@ -33,9 +33,15 @@ SAMPLE = {
 }
 
 
+ON_A_MESH = "sharding_changes_nothing"
+MESH_SAMPLE = {"full", "linear"}
+
+
 def marks(name: str, check: str):
     if check in ALWAYS and name in SAMPLE:
         return pytest.mark.quick
+    if check == ON_A_MESH:
+        return () if name in MESH_SAMPLE else pytest.mark.slow
     return () if check in ALWAYS or name in SAMPLE else pytest.mark.slow
 
 
@@ -53,8 +59,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("subject, check", CASES)
-def test_conformance(subject, check):
-    result = prove(subject, check)
+def test_conformance(subject, check, request):
+    elsewhere = check == ON_A_MESH and request.getfixturevalue("on_eight_devices")
+    result = elsewhere(prove, subject, check) if elsewhere else prove(subject, check)
     if result.outcome == "undefined":
         pytest.skip(result.detail)
     assert result.outcome == "passed", result.detail

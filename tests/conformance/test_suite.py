@@ -11,6 +11,7 @@ from transformer_jax.attention.contract import Capability
 from transformer_jax.attention.heads import HeadMixer
 from transformer_jax.conformance import CHECKS, prove, training
 from transformer_jax.conformance.subject import Subject, agree
+from transformer_jax.parallel.mesh import current
 
 
 class Dense(HeadMixer):
@@ -77,6 +78,12 @@ class Rounds(Dense):
         return super().core(half, layout, state)
 
 
+class WrongOnAMesh(Dense):
+    def core(self, streams, layout, state):
+        o, state = super().core(streams, layout, state)
+        return (o if current() is None else 1.0001 * o), state
+
+
 BROKEN = {
     WrongScale: "definition_is_matched",
     LeaksTheFuture: "future_does_not_leak",
@@ -93,6 +100,13 @@ BROKEN = {
 def test_a_broken_mechanism_fails_its_check(mixer):
     result = prove(Subject(mixer, causal=True), BROKEN[mixer])
     assert result.outcome == "failed" and result.detail, result
+
+
+def test_a_mechanism_that_is_wrong_on_a_mesh_fails_there(on_eight_devices):
+    for mixer, outcome in ((Dense, "passed"), (WrongOnAMesh, "failed")):
+        result = on_eight_devices(prove, Subject(mixer, causal=True), "sharding_changes_nothing")
+        assert result.outcome == outcome, result.detail
+    assert "values on data 2 × fsdp 2 × tensor 2" in result.detail
 
 
 def test_rounding_where_a_part_is_zero_is_not_an_error_and_a_small_error_is():

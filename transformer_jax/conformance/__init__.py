@@ -17,7 +17,7 @@ import jax
 
 from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Mixer
-from transformer_jax.conformance import cost, meaning, time, training
+from transformer_jax.conformance import cost, meaning, sharding, time, training
 from transformer_jax.conformance.subject import Subject, Undefined, optimized
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
@@ -38,6 +38,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         cost.undefined_is_refused,
         training.trains_in_a_model,
         training.batch_changes_nothing,
+        sharding.sharding_changes_nothing,
     )
 }
 

@@ -76,23 +76,23 @@ def core_of(mixer: Mixer) -> CoreMixer:
     return mixer
 
 
-def agree(found: Any, wanted: Any, *, within: float, what: str) -> None:
+def agree(found: Any, wanted: Any, *, within: float, what: str, least: float = 1e-4) -> None:
     """‖found − wanted‖ ≤ within · ‖wanted‖, leaf by leaf; raises AssertionError with the figure.
 
-    A leaf is measured against a ten-thousandth of the whole at least: one that is zero in exact arithmetic
-    (the gradient in k of a single token) would otherwise compare rounding with rounding, which a small
-    normalizer makes a thousand times larger.
+    A leaf is measured against `least` of the whole at least, a ten-thousandth: one that is zero in exact
+    arithmetic (the gradient in k of a single token) would otherwise compare rounding with rounding, which a
+    small normalizer makes a thousand times larger.
     """
     named = [
         (jax.tree_util.keystr(path), np.asarray(a, np.float64))
         for path, a in jax.tree.leaves_with_path(found)
     ]
     exact = [np.asarray(b, np.float64) for b in jax.tree.leaves(wanted)]
-    least = 1e-4 * math.hypot(*map(np.linalg.norm, exact)) or 1.0
+    floor = least * math.hypot(*map(np.linalg.norm, exact)) or 1.0
     for (name, a), b in zip(named, exact, strict=True):
         assert a.shape == b.shape, f"{what}{name}: shape {a.shape}, wanted {b.shape}"
         assert np.isfinite(a).all(), f"{what}{name} is not finite"
-        error = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), least)
+        error = float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(b)), floor)
         assert error <= within, f"{what}{name}: error {error:.2e} exceeds {within:.0e}"
 
 
