@@ -83,7 +83,7 @@ def parser() -> Parser:
         run_experiment,
         "Any field of the experiment can be set by its name: --model.width 128, --train.steps 2000, "
         "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, --sliding_window.window 16, "
-        "--variants full,linear,gated_delta_net+full.",
+        "--variants full,linear,gated_delta_net+full; on several devices --train.mesh.fsdp 4.",
     )
     run.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
     run.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
@@ -203,7 +203,9 @@ def run_experiment(options: argparse.Namespace) -> int:
 
 
 def folder(experiment: str, scale: str, changes: dict[str, str]) -> str:
-    """A name for the results: another one for each set of changes, so that none is in another's way."""
+    """A name for the results: another one for each set of changes, so that none is in another's way. A mesh
+    changes none: on another the run goes on in the same directory."""
+    changes = {name: value for name, value in changes.items() if not name.startswith("train.mesh.")}
     if not changes:
         return f"{experiment}-{scale}"
     return (

@@ -21,10 +21,9 @@ from transformer_jax.data import builders
 from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
-from transformer_jax.parallel.mesh import AXES
 from transformer_jax.train import loop
 from transformer_jax.train.devices import mesh_of
-from transformer_jax.train.run import Run, build_model, digest, resolved, versions, write_json
+from transformer_jax.train.run import MESH, Run, build_model, digest, resolved, versions, write_json
 
 RECORD = "experiment.json"
 FAILED = "failed.json"
@@ -46,7 +45,6 @@ IMMATERIAL = {
     "train.keep",
     "train.log_every",
     "train.steps_per_dispatch",
-    *(f"train.mesh.{axis}" for axis in AXES),
 }
 
 
@@ -204,7 +202,7 @@ def departures(experiment: Experiment, published: Experiment | None) -> dict[str
         changed = [
             f"{name} is {_show(new)}, published with {_show(old)}"
             for name, old, new in overrides.differences(_settings(theirs[label]), _settings(run))
-            if name not in IMMATERIAL
+            if name not in IMMATERIAL and not name.startswith(MESH)
         ]
         ours, grid = _rates(experiment, label), _rates(published, label)
         if ours != grid:
@@ -301,6 +299,7 @@ def _admit(out: Path, record: Mapping[str, Any]) -> None:
     changed += [
         f"{name.removeprefix('settings.')} is {_show(was)} there and {_show(now)} here"
         for name, was, now in overrides.differences(old, json.loads(json.dumps(new)))
+        if f".{MESH}" not in name
     ]
     what = "; ".join(changed[:3]) or "other data"
     more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""

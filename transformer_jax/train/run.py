@@ -31,6 +31,8 @@ from transformer_jax.overrides import differences, fields, require
 from transformer_jax.train.config import Train
 
 CONFIG = "config.json"
+MESH = "train.mesh"
+"""The setting that says where a run is computed, not what it is: it may go on on another mesh."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ def resolved(run: Run) -> dict[str, Any]:
 
 def digest(run: Run) -> str:
     """A hash of the settings. A source outside the program enters by its content, not by its path; the mesh
-    does not enter: a run may go on on another."""
+    does not enter."""
     settings = {**resolved(run), "task": run.task.parameters()}
     settings["train"].pop("mesh")
     text = json.dumps(settings, sort_keys=True, default=str)
@@ -136,6 +138,7 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
             changed = ", ".join(
                 f"{name} is {json.dumps(old)} there and {json.dumps(new)} here"
                 for name, old, new in differences(stored["config"], now)
+                if not name.startswith(MESH)
             )
             raise BadInput(
                 f"{out} holds results of another configuration ({changed or 'other data'}): choose another "
