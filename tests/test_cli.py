@@ -61,6 +61,8 @@ def said(capsys, tmp_path, monkeypatch):
         (["run", "quickstart", "--task.length", "63"], "odd"),
         (["run", "quickstart", "--variants", "fulll"], "did you mean 'full'"),
         (["run", "quickstart", "--variants", "linformer"], "not defined for causal"),
+        (["run", "quickstart", "--train.mesh.fspd", "2"], "did you mean 'train.mesh.fsdp'"),
+        (["run", "quickstart", "--train.mesh.tensor", "64"], "has 64 places for"),
         (["run", "imdb", "--task.archive", "no.tar.gz"], "no archive"),
         (["report", "."], "holds no results"),
         (["report", "nowhere"], "holds no results"),

@@ -6,7 +6,9 @@ from typing import Literal
 import pytest
 
 from transformer_jax.errors import BadInput
-from transformer_jax.overrides import changed, differences, fields, parse, unknown_name
+from transformer_jax.overrides import changed, differences, fields, parse, settable, unknown_name
+from transformer_jax.parallel.mesh import Axes
+from transformer_jax.train.config import Train
 
 pytestmark = pytest.mark.quick
 
@@ -98,3 +100,15 @@ def test_differences_name_what_changed():
     old = {"train": {"steps": 1, "batch": 2}, "seed": 0}
     new = {"train": {"steps": 3, "batch": 2}, "seed": 0, "extra": 1}
     assert list(differences(old, new)) == [("extra", None, 1), ("train.steps", 1, 3)]
+
+
+def test_a_field_of_a_field_is_set_by_its_dotted_name():
+    train = Train(steps=1, batch=1)
+    assert settable(train)["mesh.fsdp"] is int
+    assert changed(train, "train", {"mesh.fsdp": 2, "mesh.data": 3, "batch": 4}) == Train(
+        steps=1, batch=4, mesh=Axes(data=3, fsdp=2)
+    )
+    with pytest.raises(BadInput, match=r"'train.mesh.fspd': did you mean 'train.mesh.fsdp'"):
+        changed(train, "train", {"mesh.fspd": 2})
+    with pytest.raises(BadInput, match=r"train.mesh.fsdp='two' has the wrong type"):
+        changed(train, "train", {"mesh.fsdp": "two"})

@@ -46,9 +46,12 @@ def test_other_meshes_train_as_one_device(on_eight_devices, axes, remat):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated_delta_net", "mamba", "performer", "gru", "window_and_linear"])
 def test_other_mechanisms_train_as_on_one_device(on_eight_devices, name):
-    chosen = (mechanism(name),)
+    """By SGD: Adam divides a gradient by its own size, so that one of nothing but rounding moves as far as
+    any."""
+    chosen, train = (mechanism(name),), {"optimizer": "sgd", "learning_rate": 0.1}
     one, many = (
-        on_eight_devices(on_meshes.trained, run_of(a, mixers=chosen), slopes=True) for a in (ONE, MIXED)
+        on_eight_devices(on_meshes.trained, run_of(a, train, mixers=chosen), slopes=True)
+        for a in (ONE, MIXED)
     )
     agrees(many, one)
 
@@ -58,7 +61,8 @@ def test_bfloat16_on_a_mesh_is_as_good_as_on_one_device(on_eight_devices):
     """Both against float32: sums in another order round otherwise, not more."""
     exact = on_eight_devices(on_meshes.trained, run_of(ONE))
     one, many = (on_eight_devices(on_meshes.trained, run_of(a, compute="bfloat16")) for a in (ONE, MIXED))
-    for name, right in exact["sums"].items():
+    for name in ("loss", "gradient_norm"):
+        right = exact["sums"][name]
         errors = [np.linalg.norm(found["sums"][name] - right) for found in (one, many)]
         assert errors[1] <= 2 * errors[0] + 1e-3 * np.linalg.norm(right), f"{name}: {errors}"
 
@@ -106,7 +110,7 @@ def test_the_mesh_is_no_part_of_what_a_run_is():
             Axes(fsdp=3),
             {},
             {},
-            "A mesh of data 2 × fsdp 3 × tensor 1 × sequence 1 has 6 places for 8 devices",
+            "A mesh of data 2 × fsdp 3 × tensor 1 × sequence 1 has 6 places for 8 device(s)",
         ),
         (Axes(tensor=4), {}, {"heads": 2}, "model.heads 2 does not divide over the mesh's tensor 4"),
         (Axes(tensor=4), {}, {"kv_heads": 2}, "model.kv_heads 2 does not divide over the mesh's tensor 4"),

@@ -56,8 +56,8 @@ def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
     if math.prod(shape) != len(devices):
         wanted = " × ".join(f"{name} {size}" for name, size in zip(AXES, shape, strict=True))
         raise BadInput(
-            f"A mesh of {wanted} has {math.prod(shape)} places for {len(devices)} devices: choose axes whose "
-            f"product is the number of devices, or leave mesh.data unset."
+            f"A mesh of {wanted} has {math.prod(shape)} places for {len(devices)} device(s): choose axes "
+            f"whose product is the number of devices, or leave mesh.data unset."
         )
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
