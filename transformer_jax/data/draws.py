@@ -23,32 +23,56 @@ def mix(x: np.ndarray) -> np.ndarray:
     return x
 
 
+def to_unit(bits: np.ndarray) -> np.ndarray:
+    """Uniform bits to float64 in the open interval (0, 1)."""
+    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def to_below(bits: np.ndarray, bound: int | np.ndarray) -> np.ndarray:
+    """Uniform bits to int64 in [0, bound), bias below bound / 2^32; bounds below 2^32."""
+    return (((bits >> np.uint64(32)) * np.asarray(bound, np.uint64)) >> np.uint64(32)).astype(np.int64)
+
+
 class Draws:
     """Independent draws for n examples. Every call is a new draw; all return arrays of n rows.
 
     seed: any whole number of 64 bits, signed (run seeds are 0 or more; the fixed splits use negative ones).
     indices: (n,) which examples.
+    stream: a number of at least 0; each gives draws of its own, such as one attempt of several.
     """
 
-    def __init__(self, seed: int, indices: np.ndarray):
+    def __init__(self, seed: int, indices: np.ndarray, stream: int = 0):
         word = np.array([seed % 2**64], np.uint64)
         self._rows = mix(mix(word + GOLDEN) + (np.asarray(indices).astype(np.uint64) + np.uint64(1)) * GOLDEN)
+        if stream:
+            self._rows = mix(self._rows ^ mix(np.array([stream], np.uint64) * GOLDEN))
         self._calls = 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
     def bits(self, columns: int) -> np.ndarray:
         """(n, columns) uint64, uniform."""
+        return mix(self._call()[:, None] + (np.arange(columns, dtype=np.uint64) + np.uint64(1)) * GOLDEN)
+
+    def bits_at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(m,) uint64: what `bits` gives at these places, for examples that need different numbers of draws.
+
+        rows, columns: (m,) int64.
+        """
+        return mix(self._call()[rows] + (columns.astype(np.uint64) + np.uint64(1)) * GOLDEN)
+
+    def _call(self) -> np.ndarray:
         self._calls += 1
-        rows = mix(self._rows + np.array([self._calls], np.uint64) * GOLDEN)
-        return mix(rows[:, None] + (np.arange(columns, dtype=np.uint64) + np.uint64(1))[None, :] * GOLDEN)
+        return mix(self._rows + np.array([self._calls], np.uint64) * GOLDEN)
 
     def uniform(self, columns: int) -> np.ndarray:
         """(n, columns) float64 in the open interval (0, 1)."""
-        return ((self.bits(columns) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        return to_unit(self.bits(columns))
 
     def below(self, bound: int | np.ndarray, columns: int) -> np.ndarray:
         """(n, columns) int64 in [0, bound), bias below bound / 2^32. bound: one, or one per column."""
-        high = self.bits(columns) >> np.uint64(32)
-        return ((high * np.asarray(bound, np.uint64)) >> np.uint64(32)).astype(np.int64)
+        return to_below(self.bits(columns), bound)
 
     def distinct(self, bound: int, count: int) -> np.ndarray:
         """(n, count) int64, distinct within a row, in [0, bound), every ordered choice equally likely.
