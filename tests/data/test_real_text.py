@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformer_jax.data import builders
+from transformer_jax.data import builders, catalogue
 from transformer_jax.data.pipeline import evaluation_batches, train_batches
 from transformer_jax.data.tasks import Imdb, PythonText, imdb, python_text
 from transformer_jax.errors import BadInput
@@ -174,11 +174,13 @@ def test_baselines_of_reviews(tiny, tmp_path):
 @pytest.mark.quick
 def test_the_catalogue_is_read_without_a_download_in_its_mock(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr(imdb, "_reach", lambda url: None)
+    monkeypatch.setattr(catalogue, "reach", lambda url: None)
     imdb.catalogue_reviews.cache_clear()
+    catalogue.prepared.cache_clear()
     with tfds.testing.mock_data(num_examples=20, mock_array_record_data_source=None):
         rows = list(Imdb(length=32).rows("train", tmp_path))
     imdb.catalogue_reviews.cache_clear()
+    catalogue.prepared.cache_clear()
     assert len(rows) == 18
     assert all(isinstance(row["text"], bytes) and row["label"] in (0, 1) for row in rows)
     assert [Imdb().examples_in(split) for split in SPLITS] == [22_500, 2_500, 25_000]
@@ -201,8 +203,9 @@ def test_imdb_refuses_what_it_cannot_read(tiny, tmp_path, monkeypatch):
     def no_network(url):
         raise OSError("unreachable")
 
-    monkeypatch.setattr(imdb, "_reach", no_network)
+    monkeypatch.setattr(catalogue, "reach", no_network)
     imdb.catalogue_reviews.cache_clear()
+    catalogue.prepared.cache_clear()
     with pytest.raises(BadInput, match="download failed .* point task.archive at"):
         builders.read(Imdb(), "train", tmp_path)
 

@@ -11,7 +11,22 @@ import pytest
 
 from transformer_jax.data.draws import Draws, permutation
 from transformer_jax.data.task import FIXED_SEEDS
-from transformer_jax.data.tasks import TASKS, AssociativeRecall, Copy, InductionHeads, task_class
+from transformer_jax.data.tasks import (
+    TASKS,
+    AssociativeRecall,
+    BracketedArithmetic,
+    Copy,
+    InductionHeads,
+    ListOps,
+    ModularArithmetic,
+    NeedleRetrieval,
+    Parity,
+    Pathfinder,
+    PermutationGroup,
+    RecallMix,
+    SelectiveCopying,
+    task_class,
+)
 from transformer_jax.errors import BadInput
 
 pytestmark = pytest.mark.quick
@@ -21,12 +36,32 @@ GENERATED = {
     "recall with random filler": AssociativeRecall(length=32, pairs=8, vocabulary=64, filler="random"),
     "copy": Copy(length=24),
     "induction": InductionHeads(length=32),
+    "recall mix": RecallMix(length=32, mix=((16, 2, 3), (32, 4, 1)), tests=((16, 4),), vocabulary=64),
+    "needle": NeedleRetrieval(length=48, needles=3, digits=2, alphabet=16),
+    "selective copying": SelectiveCopying(length=40, data=5),
+    "list ops": ListOps(length=60, shortest=10, depth=5),
+    "pathfinder": Pathfinder(paddles=6, distractors=2),
+    "parity": Parity(),
+    "modular arithmetic": ModularArithmetic(),
+    "with brackets": BracketedArithmetic(),
+    "A5": PermutationGroup(group="A5"),
+    "S5": PermutationGroup(group="S5"),
 }
 PINS = {
     "recall": "023daf2e74cde435809741c26ecbd86e129477284bd13c4ab026eb8a35fd3916",
     "recall with random filler": "509b7e5111f1201d9a9475eb0f91db21c2742e23ab3ef2639656d5818ea5c888",
     "copy": "2d49bbb46d9e62de26c0eb12554a7bbcb3d24a8108c0b6909993af560b0cc1c4",
     "induction": "95e79ca25df19d212c24ed33d198025e1724f79b35aa340c5da8be950c4ddf4c",
+    "recall mix": "c3a25037641abc171ddda6a3a7fc36ff3d6395572f75b30eb395f4d7371ed625",
+    "needle": "26aecb09b38a9dde876055e55cb159e9b99bdc631bd533da3875a4b435bb12f2",
+    "selective copying": "4fce772227e7a876de24ae4e089961c5db0383a3358434b618ac0e865912fb90",
+    "list ops": "5c9005f285d59357831c9eb797aa66367ea8191f14fbec898ac02b9710b58261",
+    "pathfinder": "b398e485dcf30347547ce5fe457281bcd29bd4ca9677957101ca5597f88bf88a",
+    "parity": "9e1d5cc5fa208a6f1376f06af529e7f665a981351cd9177bf94ac1ffe2011d99",
+    "modular arithmetic": "e3b8a7d4f7a8785d874f54e80052bddd8b7ab62b27a5b92e18f200ad8aeccaee",
+    "with brackets": "4475fa0c9c4ae6e1c91215bdf0248a3a11e635dd4e3d0840f2be9cf9c32343d1",
+    "A5": "c23e58233f470f50dbd51f3213ccc42860e8d1496605b5c5b586b16ec5b32107",
+    "S5": "8ca6ac695f68284f85f8a763506e9aad151fc746657ebc741405ead8bc07ecdd",
 }
 
 
@@ -59,7 +94,9 @@ def test_seeds_and_splits_give_other_examples_within_the_vocabulary(name):
     rows = np.concatenate([batch["inputs"] for batch in batches])
     assert len(np.unique(rows, axis=0)) > 0.9 * len(rows)  # short words to copy do repeat
     for batch in batches:
-        assert {value.shape for value in batch.values()} == {(50, task.length)}
+        shape = (50, task.length) if task.target == "token" else (50,)
+        assert batch["inputs"].shape == (50, task.length)
+        assert batch["targets"].shape == batch["weights"].shape == shape
         assert [batch[key].dtype for key in ("inputs", "targets", "weights")] == [
             np.int32,
             np.int32,
@@ -237,3 +274,80 @@ def test_no_part_of_it_imports_tensorflow():
         "sys.exit('tensorflow' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
+
+
+def test_a_mix_draws_its_parts_by_share_and_tests_them_in_turn(tmp_path):
+    task = RecallMix(
+        length=32, mix=((16, 2, 3), (32, 4, 1)), tests=((16, 4), (64, 8)), vocabulary=64, test_examples=10
+    )
+    batch = task.examples(0, np.arange(4000))
+    long = batch["lengths"] == 32
+    assert np.mean(long) == pytest.approx(0.25, abs=0.02) and set(batch["lengths"]) == {16, 32}
+    np.testing.assert_allclose(batch["weights"].sum(axis=1), 1)  # an example counts once
+    assert (batch["inputs"][~long, 16:] == 0).all() and (
+        (batch["weights"] > 0).sum(axis=1) == 2 + 2 * long
+    ).all()
+    part = AssociativeRecall(length=32, pairs=4, vocabulary=64, filler="random")
+    np.testing.assert_array_equal(batch["inputs"][long], part.examples(0, np.flatnonzero(long))["inputs"])
+    rows = list(task.rows("test", tmp_path))
+    assert [row["lengths"] for row in rows] == [16, 64] * 5 and task.longest == 64
+    assert {row["inputs"].shape for row in rows} == {(64,)}
+    assert {name: test.length for name, test in task.evaluations().items()} == {"16x4": 16, "64x8": 64}
+
+
+def test_selective_copying_asks_for_the_data_in_order():
+    task = SelectiveCopying(length=60, data=6)
+    for row, targets, weights in zip(*task.examples(0, np.arange(200)).values(), strict=True):
+        data = row[:54][row[:54] > 0]
+        assert len(data) == 6 and data.min() >= 2 and data.max() < 16 and (row[54:] == 1).all()
+        np.testing.assert_array_equal(targets[54:], data)
+        assert (weights[54:] == 1).all() and not weights[:54].any() and not targets[:54].any()
+
+
+def test_a_needle_is_found_by_its_key():
+    task = NeedleRetrieval(length=60, needles=4, digits=3, alphabet=20)
+    places = []
+    for inputs, targets, weights in zip(*task.examples(0, np.arange(300)).values(), strict=True):
+        starts = np.flatnonzero(inputs[:56] == 0)
+        needles = {int(inputs[start + 1]): inputs[start + 2 : start + 5].tolist() for start in starts}
+        assert len(needles) == 4 and inputs[56] == 1
+        assert targets[57:].tolist() == needles[int(inputs[57])] == [*inputs[58:].tolist(), targets[59]]
+        assert np.flatnonzero(weights).tolist() == [57, 58, 59]
+        places += [start for start in starts if inputs[start + 1] == inputs[57]]
+    assert min(places) < 3 and max(places) > 48
+    for depth, bounds in ((0.0, (0, 0)), (1.0, (51, 51))):
+        inputs = NeedleRetrieval(length=60, digits=3, depth=depth).examples(0, np.arange(50))["inputs"]
+        where = (inputs[:, :56] == 0).argmax(axis=1)
+        assert (where.min(), where.max()) == bounds
+    names = list(NeedleRetrieval(length=512, test_up_to=2048).evaluations())
+    assert names == ["depth 0", "depth 0.25", "depth 0.5", "depth 0.75", "depth 1", "1024", "2048"]
+
+
+def test_marks_of_a_pathfinder_image_lie_on_one_curve_or_on_two():
+    """Without distractors strokes fall into two curves by nearness: the label says where the marks lie."""
+    from scipy import ndimage
+
+    task = Pathfinder(length=64**2, paddles=6, distractors=0, paddle_length=4.0, seed_distance=14.0)
+    images, labels = task.images(0, np.arange(60))
+    right = total = 0
+    for image, label in zip(images.reshape(-1, 64, 64), labels, strict=True):
+        curves, count = ndimage.label(ndimage.binary_dilation(image > 0, np.ones((3, 3))), np.ones((3, 3)))
+        marks = ndimage.label(ndimage.binary_opening(image == 255, np.ones((2, 2))))
+        centres = ndimage.center_of_mass(image == 255, marks[0], range(1, marks[1] + 1))
+        if count == 2 and marks[1] == 2:  # else the two curves touch
+            first, second = (curves[round(y), round(x)] for y, x in centres)
+            right, total = right + ((first == second) == label), total + 1
+    assert total > 15 and right == total
+    assert 0.3 < labels.mean() < 0.7
+
+
+def test_pathfinder_labels_do_not_show_in_single_pixels():
+    """What counts and places of lit pixels alone say of the label is chance."""
+    images, labels = Pathfinder().images(0, np.arange(400))
+    train, test = slice(0, 300), slice(300, 400)
+    means = [images[train][labels[train] == label].mean(axis=0) for label in (0, 1)]
+    near = [((images[test] - mean) ** 2).sum(axis=1) for mean in means]
+    assert np.mean((near[1] < near[0]) == labels[test]) < 0.68  # 100 draws: p = 1e-4 at chance
+    brightness = images.mean(axis=1)
+    gap = brightness[labels == 1].mean() - brightness[labels == 0].mean()
+    assert abs(gap) < 4 * brightness.std() / 10

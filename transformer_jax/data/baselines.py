@@ -61,6 +61,17 @@ def lzma_bits(test: np.ndarray) -> float:
     return 8 * len(lzma.compress(test.tobytes(), format=lzma.FORMAT_ALONE)) / len(test)
 
 
+def of_bytes(known: np.ndarray, test: np.ndarray) -> dict[str, float]:
+    """Bits per byte on `test` of all the above."""
+    return {
+        "uniform": 8.0,
+        "unigram": unigram_bits(known, test),
+        "bigram": bigram_bits(known, test),
+        "gzip": gzip_bits(test),
+        "lzma": lzma_bits(test),
+    }
+
+
 class NaiveBayes:
     """Bag of bytes, one multinomial per class with add-one smoothing, classes equally likely a priori."""
 

@@ -15,6 +15,7 @@ import numpy as np
 from transformer_jax.errors import BadInput, unknown
 
 Split = Literal["train", "validation", "test"]
+Metric = Literal["accuracy", "bits_per_byte", "perplexity"]
 SPLITS = ("train", "validation", "test")
 # Seeds of the splits that are the same in every run; the seeds of runs are 0 or more, so no example is in two
 # splits by construction of the seed.
@@ -37,7 +38,7 @@ class Task:
     version: ClassVar[int] = 1  # raise it when the same parameters begin to mean other examples
     target: ClassVar[Literal["token", "sequence"]] = "token"
     causal: ClassVar[bool] = True
-    metric: ClassVar[Literal["accuracy", "bits_per_byte"]] = "accuracy"
+    metric: ClassVar[Metric] = "accuracy"
 
     length: int
 
@@ -181,11 +182,10 @@ class Generated(Task):
         from transformer_jax.data import baselines, builders
 
         known, test = (builders.read(self, split, directory).all() for split in ("validation", "test"))
-        return {
-            **self.guesses(),
-            "majority": baselines.majority_accuracy(known, test),
-            "bigram": baselines.bigram_accuracy(known, test),
-        }
+        found = {**self.guesses(), "majority": baselines.majority_accuracy(known, test)}
+        if self.target == "token":
+            found["bigram"] = baselines.bigram_accuracy(known, test)
+        return found
 
     def guesses(self) -> dict[str, float]:
         """Accuracies that follow from the task's definition."""

@@ -13,17 +13,15 @@ from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
 Metrics = dict[str, float]
-LOWER_IS_BETTER = ("bits_per_byte", "loss")
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss")
 
 
 def of_sums(sums: Mapping[str, float], metric: str) -> Metrics:
-    """loss (nats per target) and accuracy; bits_per_byte = loss / ln 2 where that is the task's metric."""
-    if sums["weight"] <= 0:
-        return {"loss": 0.0, "accuracy": 0.0} | ({"bits_per_byte": 0.0} if metric == "bits_per_byte" else {})
-    loss, accuracy = sums["loss"] / sums["weight"], sums["correct"] / sums["weight"]
-    return {"loss": loss, "accuracy": accuracy} | (
-        {"bits_per_byte": loss / math.log(2)} if metric == "bits_per_byte" else {}
-    )
+    """loss (nats per target), accuracy, and a metric that follows: bits_per_byte or perplexity."""
+    weight = sums["weight"] if sums["weight"] > 0 else 1.0
+    loss, accuracy = sums["loss"] / weight, sums["correct"] / weight
+    of_loss = {"bits_per_byte": loss / math.log(2), "perplexity": math.exp(min(loss, 700.0))}
+    return {"loss": loss, "accuracy": accuracy} | ({metric: of_loss[metric]} if metric in of_loss else {})
 
 
 def reached(metrics: Mapping[str, float], metric: str, goal: float) -> bool:

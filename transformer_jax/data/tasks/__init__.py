@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformer_jax.data.task import Task
 from transformer_jax.data.tasks.associative_recall import AssociativeRecall
+from transformer_jax.data.tasks.catalogue_text import CatalogueText
+from transformer_jax.data.tasks.cifar10 import Cifar10
 from transformer_jax.data.tasks.copy import Copy
 from transformer_jax.data.tasks.imdb import Imdb
 from transformer_jax.data.tasks.induction_heads import InductionHeads
@@ -17,6 +19,7 @@ from transformer_jax.data.tasks.permutation_group import PermutationGroup
 from transformer_jax.data.tasks.python_text import PythonText
 from transformer_jax.data.tasks.recall_mix import RecallMix
 from transformer_jax.data.tasks.selective_copying import SelectiveCopying
+from transformer_jax.data.tasks.text_folder import SubwordFolder, TextFolder
 from transformer_jax.errors import unknown
 
 TASKS: dict[str, type[Task]] = {
@@ -36,7 +39,11 @@ TASKS: dict[str, type[Task]] = {
         PermutationGroup,
         PythonText,
         MaskedPythonText,
+        TextFolder,
+        SubwordFolder,
+        CatalogueText,
         Imdb,
+        Cifar10,
     )
 }
 

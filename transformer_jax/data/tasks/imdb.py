@@ -6,7 +6,6 @@ import functools
 import hashlib
 import re
 import tarfile
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from transformer_jax.data import catalogue
 from transformer_jax.data.baselines import NaiveBayes
 from transformer_jax.data.task import SPLITS, Batch, Split, Task
 from transformer_jax.errors import BadInput, unknown
@@ -91,7 +91,7 @@ class Imdb(Task):
 
     def parameters(self) -> dict[str, Any]:
         """The archive counts by its content, not by its place."""
-        return {**super().parameters(), "archive": _digest(self.archive) if self.archive else None}
+        return {**super().parameters(), "archive": catalogue.digest(self.archive) if self.archive else None}
 
     def measure_baselines(self, directory: Path) -> dict[str, float]:
         from transformer_jax.data import builders
@@ -149,42 +149,13 @@ def archive_reviews(archive: str) -> dict[str, list[Review]]:
 
 @functools.lru_cache(maxsize=1)
 def catalogue_reviews(directory: Path) -> dict[str, list[Review]]:
-    """The labelled reviews of the catalogue's imdb_reviews, downloaded to directory/tfds at the first use."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(
-            "imdb_reviews/plain_text", data_dir=directory / "tfds", file_format="array_record"
-        )
-        if not Path(builder.data_dir).is_dir():
-            _reach(builder.info.homepage)  # or the library retries for minutes where there is no network
-            builder.download_and_prepare()
-    except Exception as error:  # the library raises whatever its transport raises
-        raise BadInput(
-            f"imdb: the download failed ({type(error).__name__}); "
-            "connect to the network, or point task.archive at a downloaded aclImdb_v1.tar.gz."
-        ) from None
-    reviews: dict[str, list[Review]] = {}
-    for part in ("train", "test"):
-        source = builder.as_data_source(part)
-        rows = (source[i] for i in range(len(source)))
-        reviews[part] = [(_bytes(row["text"]), int(row["label"])) for row in rows]
+    """The labelled reviews of the catalogue's imdb_reviews."""
+    name, otherwise = "imdb_reviews/plain_text", "point task.archive at a downloaded aclImdb_v1.tar.gz"
+    reviews = {
+        part: [
+            (catalogue.as_bytes(row["text"]), int(row["label"]))
+            for row in catalogue.records(name, part, directory, otherwise)
+        ]
+        for part in ("train", "test")
+    }
     return _in_order(reviews, "the catalogue's imdb_reviews")
-
-
-def _reach(url: str) -> None:
-    urllib.request.urlopen(url, timeout=20).close()
-
-
-def _bytes(text: bytes | str) -> bytes:
-    """The catalogue gives bytes, the library's mock of it strings."""
-    return text.encode() if isinstance(text, str) else text
-
-
-@functools.lru_cache(maxsize=4)
-def _digest(archive: str) -> str:
-    try:
-        with open(archive, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadInput(f"imdb: {archive} cannot be read ({error.strerror}); make it readable.") from None

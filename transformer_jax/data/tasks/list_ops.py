@@ -177,8 +177,8 @@ def _write(levels: list[Level], chosen: np.ndarray) -> Iterator[tuple[bytes, int
             begin = np.cumsum(count[inner]) - count[inner]
             start = np.repeat(start[inner] + 1 - before[begin], count[inner]) + before
     ends, whole = np.cumsum(sizes[0]), text.tobytes()
-    for end, size, value in zip(ends, sizes[0], values[-1], strict=True):
-        yield whole[end - size : end], int(value)
+    for end, length, label in zip(ends.tolist(), sizes[0].tolist(), values[-1].tolist(), strict=True):
+        yield whole[end - length : end], label
 
 
 def _reduced(operator: np.ndarray, values: np.ndarray, begin: np.ndarray, count: np.ndarray) -> np.ndarray:

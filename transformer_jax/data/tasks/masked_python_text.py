@@ -5,12 +5,12 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
 from transformer_jax.data.draws import Draws
-from transformer_jax.data.task import Batch
+from transformer_jax.data.task import Batch, Metric
 from transformer_jax.data.tasks.python_text import PythonText, corpus
 from transformer_jax.errors import BadInput
 
@@ -27,7 +27,7 @@ class MaskedPythonText(PythonText):
     """
 
     name: ClassVar[str] = "masked_python_text"
-    metric: ClassVar[Literal["accuracy", "bits_per_byte"]] = "accuracy"
+    metric: ClassVar[Metric] = "accuracy"
     causal: ClassVar[bool] = False
 
     rate: float = 0.15

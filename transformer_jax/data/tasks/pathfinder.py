@@ -164,7 +164,8 @@ class Pathfinder(Generated):
         for attempt in range(TRIES):
             draw, barred = Draws(seed, indices[open_], stream + attempt), taken[open_]
             tip = self.side * draw.uniform(2) if begin is None else begin[open_]
-            heading, good, path = None, np.ones(len(open_), bool), []
+            heading, good = None, np.ones(len(open_), bool)
+            path: list[np.ndarray] = []
             for paddle in range(paddles):
                 points, heading, fits = self._paddle(draw, barred, tip, heading)
                 good &= fits
@@ -216,13 +217,13 @@ def _share_below(turn: np.ndarray) -> np.ndarray:
 
 def _unit(angle: np.ndarray) -> np.ndarray:
     """Directions (..., 2) of angles."""
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1)
+    return np.stack((np.sin(angle), np.cos(angle)), axis=-1)
 
 
 def _fill(mask: np.ndarray, points: np.ndarray, radius: float, only: np.ndarray | None = None) -> None:
     """Sets the sub-pixels (B, S, S) within `radius` pixels of points (B, P, 2), in the rows `only` (B,)."""
     reach = int(radius * FINE)
-    disc = np.stack(np.mgrid[-reach : reach + 1, -reach : reach + 1], axis=-1).reshape(-1, 2)
+    disc = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1).T
     disc = disc[(disc**2).sum(axis=1) <= (radius * FINE) ** 2]
     rows = np.arange(len(mask)) if only is None else np.flatnonzero(only)
     cells = np.floor(points[rows] * FINE).astype(np.int64)[:, :, None] + disc

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
 from transformer_jax.data import baselines
-from transformer_jax.data.task import SPLITS, Batch, Split, Task
+from transformer_jax.data.task import SPLITS, Split
+from transformer_jax.data.text import Text
 from transformer_jax.errors import BadInput, unknown
 
 # Left out: installed packages, which are not the library; tests, which distributions often leave out;
@@ -24,24 +25,15 @@ EXCLUDED_PREFIXES = ("_sysconfigdata", "config-")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PythonText(Task):
+class PythonText(Text):
     """Real text that every machine has, without a download: about 10 MB of Python.
 
     Files go whole to train, validation or test (90 : 5 : 5) by a hash of their path within the library, and
-    follow one another in the order of that path, a zero byte after each. Example i reads the bytes from
-    i·length on and predicts each one's successor; windows cross file borders, and what does not fill a last
-    window is left out. The text is that of the interpreter's version and its hash is in the fingerprint:
-    compare scores within one version only.
+    follow one another in the order of that path. The text is that of the interpreter's version and its hash
+    is in the fingerprint: compare scores within one version only.
     """
 
     name: ClassVar[str] = "python_text"
-    metric: ClassVar[Literal["accuracy", "bits_per_byte"]] = "bits_per_byte"
-
-    length: int = 1024
-
-    @property
-    def vocabulary(self) -> int:
-        return 256
 
     def examples_in(self, split: Split) -> int:
         if split not in SPLITS:
@@ -54,20 +46,8 @@ class PythonText(Task):
             )
         return (len(text) - 1) // self.length
 
-    def rows(self, split: Split, directory: Path) -> Iterator[Mapping[str, Any]]:
-        for start in range(0, self.examples_in(split) * self.length, self.length):
-            yield {"text": corpus()[split][start : start + self.length + 1]}
-
-    def collate(self, columns: Batch) -> Batch:
-        text = columns["text"].astype(np.int32)
-        targets = text[:, 1:]
-        return {"inputs": text[:, :-1], "targets": targets, "weights": np.ones(targets.shape, np.float32)}
-
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(errors="surrogateescape"), np.uint8).astype(np.int32)
-
-    def decode(self, tokens: np.ndarray) -> str:
-        return tokens.astype(np.uint8).tobytes().decode(errors="replace")
+    def documents(self, split: Split, directory: Path) -> Iterator[bytes]:
+        yield corpus()[split][:-1].tobytes()  # a zero byte ends it already
 
     def parameters(self) -> dict[str, Any]:
         digests = {split: hashlib.sha256(text.tobytes()).hexdigest() for split, text in corpus().items()}
@@ -75,14 +55,7 @@ class PythonText(Task):
 
     def measure_baselines(self, directory: Path) -> dict[str, float]:
         """Bits per byte on the test split; the compressors see that split alone."""
-        train, test = corpus()["train"], corpus()["test"]
-        return {
-            "uniform": 8.0,
-            "unigram": baselines.unigram_bits(train, test),
-            "bigram": baselines.bigram_bits(train, test),
-            "gzip": baselines.gzip_bits(test),
-            "lzma": baselines.lzma_bits(test),
-        }
+        return baselines.of_bytes(corpus()["train"], corpus()["test"])
 
 
 def split_of(name: str) -> Split:
