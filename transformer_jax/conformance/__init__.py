@@ -34,6 +34,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         time.packing_changes_nothing,
         cost.flops_are_stated,
         cost.state_is_stated,
+        cost.bytes_are_stated,
         cost.memory_is_not_quadratic,
         cost.undefined_is_refused,
         training.trains_in_a_model,

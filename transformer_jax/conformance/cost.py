@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
+from transformer_jax.attention import moved
 from transformer_jax.attention.contract import MODES, Layout
 from transformer_jax.conformance.subject import Subject, Undefined, inputs, jit
 from transformer_jax.errors import BadInput
@@ -40,6 +42,32 @@ def state_is_stated(subject: Subject) -> None:
     assert grows == ("T" in subject.mixer.state), (
         f"states a decode state of {subject.mixer.state!r}, which goes from {sizes[0]} to {sizes[1]} numbers "
         f"when the length doubles"
+    )
+
+
+def bytes_are_stated(subject: Subject) -> None:
+    """A compiled decoding step is given what `decode_bytes` says that it reads, and replaces in place as many
+    bytes as it says that the state has; a compiled forward pass hands over what `kept_bytes` says."""
+    batch, length = 2, 48
+    graph, values = nnx.split(subject.build(dtype="float32", length=length))
+    kept = moved.kept_bytes(graph, values, batch, length)
+    forward = moved.residuals(graph, values, batch, length)
+    program = jit(forward).lower(values, moved.inputs(graph, values, batch, length)).compile()
+    arrays = len(jax.tree.leaves(program.out_info))
+    found = program.memory_analysis().output_size_in_bytes
+    # A result of several arrays has a pointer to each.
+    assert 0 <= found - kept <= 8 * arrays, f"states {kept} bytes kept, the program hands over {found}"
+    subject.require_decoding()
+    step = moved.decode_bytes(graph, values, batch)
+    state = jax.eval_shape(lambda values: nnx.merge(graph, values).init_state(batch), values)
+    token = moved.token(graph, values, batch)
+    donating = jit(moved.step(graph), donate_argnums=3)
+    memory = donating.lower(values, *token, state).compile().memory_analysis()
+    assert memory.argument_size_in_bytes == step.read, (
+        f"states {step.read} bytes read, the program is given {memory.argument_size_in_bytes}"
+    )
+    assert memory.alias_size_in_bytes == step.state, (
+        f"states a state of {step.state} bytes, the program replaces {memory.alias_size_in_bytes}"
     )
 
 

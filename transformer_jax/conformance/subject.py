@@ -56,9 +56,7 @@ class Subject:
         return nnx.merge(graph, jax.tree.unflatten(tree, noisy), rest)
 
 
-def inputs(
-    batch: int, length: int, width: int = 16, *, seed: int = 1, dtype: Any = jnp.float64
-) -> np.ndarray:
+def inputs(batch: int, length: int, width: int = 16, *, seed: int = 1, dtype: Any = jnp.float64) -> Any:
     """Normal x (B, T, D), in NumPy, as all that surrounds the programs: each operation of JAX outside of one
     is a program to compile."""
     return np.random.default_rng(seed).standard_normal((batch, length, width)).astype(dtype)
@@ -66,7 +64,8 @@ def inputs(
 
 def plain(batch: int, length: int) -> Layout:
     """`Layout.plain`, in NumPy."""
-    return Layout(np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length)))
+    positions: Any = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
+    return Layout(positions)
 
 
 def core_of(mixer: Mixer) -> CoreMixer:
@@ -108,10 +107,10 @@ def optimized(wanted: bool) -> Iterator[None]:
         jax.config.update("jax_disable_most_optimizations", before)
 
 
-def jit(f: Callable) -> Callable:
+def jit(f: Callable, **options: Any) -> Any:
     """jax.jit for a small program that runs once or twice: on a CPU its machine code is written in the
     shortest time, not to the shortest time. What XLA's own passes make of the program is the same."""
-    return jax.jit(f, compiler_options=_quick_to_compile())
+    return jax.jit(f, compiler_options=_quick_to_compile(), **options)
 
 
 @cache
@@ -141,8 +140,9 @@ def call(mixer: Mixer) -> Callable:
 
 def part(layout: Layout, start: int, stop: int) -> Layout:
     """The layout of tokens `start` to `stop`."""
+    lengths: Any = layout.lengths
     return Layout(
         layout.positions[:, start:stop],
         None if layout.segments is None else layout.segments[:, start:stop],
-        None if layout.lengths is None else np.clip(layout.lengths - start, 0, stop - start),
+        None if lengths is None else np.clip(lengths - start, 0, stop - start),
     )

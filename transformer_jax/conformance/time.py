@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +59,7 @@ def padding_changes_nothing(subject: Subject) -> None:
     subject.require("padding")
     mixer = subject.build()
     go, with_gradient = call(mixer), _and_gradient(mixer)
-    lengths = np.array([23, 11, 0], np.int32)
+    lengths: Any = np.array([23, 11, 0], np.int32)
     x = inputs(3, 26)
     layout = Layout(plain(3, 26).positions, None, lengths)
     valid = np.arange(26) < lengths[:, None]
@@ -72,7 +74,7 @@ def padding_changes_nothing(subject: Subject) -> None:
         return
     _, state = go(x, layout, mixer.init_state(3))
     more = inputs(3, 3, seed=5)
-    continued, _ = go(more, Layout(lengths[:, None] + np.arange(3, dtype=np.int32)), state)
+    continued, _ = go(more, Layout(lengths[:, None] + plain(3, 3).positions), state)
     # Of the same rows at once: padded as well, which is proved above.
     at_once = x.copy()
     for row, length in enumerate(lengths):
@@ -106,8 +108,8 @@ def packing_changes_nothing(subject: Subject) -> None:
     go = call(mixer)
     sizes = (10, 10, 8)
     x = inputs(1, sum(sizes))
-    segments = np.repeat(np.arange(3, dtype=np.int32), sizes)[None]
-    positions = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[None]
+    segments: Any = np.repeat(np.arange(3, dtype=np.int32), sizes)[None]
+    positions: Any = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes])[None]
     layout = Layout(positions, segments, None)
     packed, gradient = _and_gradient(mixer)(x, layout, segments == 0)
     start = 0
