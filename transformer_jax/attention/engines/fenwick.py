@@ -89,12 +89,13 @@ def mix(
         S = jnp.where(which > merged, S, jnp.where(which == merged, below, 0))
         mine = each_head(level(end[:, None], at))[..., None] == jnp.arange(deep)[None, None]
         written = jnp.where(mine[..., None], D.remaining[0][:, :, None], 0)
-        return (D.whole[:, None] * S + jnp.einsum("rslh,rsm->rlhm", written, v), end), o
+        S = D.whole[:, None] * S + jnp.einsum("rslh,rsm->rlhm", written, v)
+        return (S, end), jnp.moveaxis(o.reshape(batch, heads, *o.shape[1:]), 1, 2)
 
     S = state["S"].reshape(batch * heads, deep, size, -1).astype(real)
     valid = jnp.ones((batch, length), bool) if valid is None else valid
     streams = ((q, k, v, log_decay, weight), layout.positions.astype(jnp.int32), valid)
-    (o, (S, last)) = in_chunks(body, streams, (S, state["last"]), length=length, chunk=chunk)
+    o, (S, last) = in_chunks(body, streams, (S, state["last"]), length=length, chunk=chunk)
     moved = {"S": S.reshape(state["S"].shape), "last": last, "segment": layout.last_segment(state["segment"])}
     return o, moved
 
