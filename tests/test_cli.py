@@ -63,7 +63,7 @@ def said(capsys, tmp_path, monkeypatch):
         (["run", "quickstart", "--variants", "linformer"], "not defined for causal"),
         (["run", "quickstart", "--train.mesh.fspd", "2"], "did you mean 'train.mesh.fsdp'"),
         (["run", "quickstart", "--train.mesh.tensor", "64"], "has 64 places for"),
-        (["run", "imdb", "--task.archive", "no.tar.gz"], "no archive"),
+        (["run", "lra_text", "--task.archive", "no.tar.gz"], "no archive"),
         (["report", "."], "holds no results"),
         (["report", "nowhere"], "holds no results"),
         (["report"], "DIR"),
@@ -136,7 +136,7 @@ def test_list_prints_everything_and_json_lines(said):
     }
     assert {"full", "linear", "linformer"} <= set(names["variant"])
     assert {"associative_recall", "imdb"} <= set(names["task"])
-    assert {"quickstart", "imdb"} <= set(names["experiment"])
+    assert {"quickstart", "lra_text"} <= set(names["experiment"])
     linformer = next(row for row in rows if row["name"] == "linformer")
     assert "bidirectional" in linformer["defined for"]
     assert linformer["refused"]["causal"]

@@ -185,7 +185,7 @@ def test_every_experiment_resolves_at_every_scale(name, scale):
         assert all(0 <= value <= 1 for row in scaled.published.rows.values() for value in row.values())
 
 
-@pytest.mark.parametrize(("name", "mode"), [("python_text", "causal"), ("imdb", "bidirectional")])
+@pytest.mark.parametrize(("name", "mode"), [("python_text", "causal"), ("lra_text", "bidirectional")])
 def test_comparisons_have_mechanisms_of_every_family(name, mode):
     experiment, _ = ex.load(ex.available()[name])
     defined = {

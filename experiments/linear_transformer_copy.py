@@ -1,0 +1,56 @@
+"""Copying: does linear attention learn what softmax attention learns?
+
+Transformers are RNNs (arXiv:2006.16236), section 4.1: words of up to 64 of 10 symbols, a separator, and the
+same word again; 4 layers of 8 heads.
+
+Claim: linear attention reaches the loss of softmax attention; hashing does not. No number is published.
+
+Ours: hashing is undefined for a causal model here (its buckets depend on later tokens), so a window that is
+too short stands in its place, and the delta rule beside.
+
+Cost (single and paper are not timed yet; single is meant for an hour on one accelerator):
+  smoke   words of up to 16 symbols, 2 layers, two seeds: minutes on 2 CPU cores
+  single  three rates, three seeds
+  paper   RAdam with batch 64 and 1e-3, as published
+
+What the paper does not say, and we take: width 256, 10,000 updates. Its rate drops to 1e-4 after 3,000 updates;
+ours falls linearly.
+
+Expect: full and gated_delta_net near 1.0, linear later; the window only on words shorter than itself.
+"""
+
+from transformer_jax.cli import run_file
+from transformer_jax.data.tasks.copy import Copy
+from transformer_jax.experiment import Experiment, Grid, Override, Variant
+from transformer_jax.model.config import Transformer
+from transformer_jax.train.config import Train
+
+experiment = Experiment(
+    title="Copying: softmax and linear attention",
+    claim="Linear attention reaches the loss of softmax attention.",
+    task=Copy(length=128, symbols=10),
+    model=Transformer(layers=4, width=256, heads=8, positions="learned"),
+    variants=("full", "linear", "gated_delta_net", Variant("sliding_window", window=32)),
+    train=Train(
+        steps=10_000,
+        batch=64,
+        optimizer="radam",
+        learning_rate=1e-3,
+        schedule="linear",
+        evaluate_every=500,
+    ),
+    tune=Grid(seeds=3),
+    scales={
+        "smoke": Override(
+            task={"length": 32, "validation_examples": 256},
+            model={"layers": 2, "width": 64, "heads": 4},
+            variants=("full", "linear", "gated_delta_net", Variant("sliding_window", window=8)),
+            train={"steps": 600, "learning_rate": 3e-3, "evaluate_every": 200},
+            tune={"seeds": 2},
+        ),
+        "single": Override(train={"steps": 5000}, tune={"learning_rate": (3e-4, 1e-3, 3e-3)}),
+    },
+)
+
+if __name__ == "__main__":
+    run_file(__file__)
