@@ -13,8 +13,8 @@ Cost (single and paper are not timed yet; single is meant for an hour on one acc
   single  three rates, three seeds
   paper   RAdam with batch 64 and 1e-3, as published
 
-What the paper does not say, and we take: width 256, 10,000 updates. Its rate drops to 1e-4 after 3,000 updates;
-ours falls linearly.
+What the paper does not say, and we take: width 256, 10,000 updates. Its rate drops to 1e-4 after 3,000
+updates; ours falls linearly.
 
 Expect: full and gated_delta_net near 1.0, linear later; the window only on words shorter than itself.
 """

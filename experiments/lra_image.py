@@ -10,9 +10,10 @@ Cost (single and paper are not timed yet; single is meant for an hour on one acc
   single  a tenth of the published steps at two rates, three seeds
   paper   the published recipe: 35,000 steps of batch 256
 
-The images are downloaded once (170 MB); --task.archive FILE takes a tar file of them that is there. A tenth of
-the training images is held out by a hash, not the last one. What the source does not say of this task, and we
-take from its ListOps: the rate, the warm-up in proportion, the linear decay; no weight decay, no clipping.
+The images are downloaded once (170 MB); --task.archive FILE takes a tar file of them that is there. A tenth
+of the training images is held out by a hash, not the last one. What the source does not say of this task,
+and we take from its ListOps: the rate, the warm-up in proportion, the linear decay; no weight decay, no
+clipping.
 
 Expect: at smoke about what the nearest mean image says (see the baselines).
 """

@@ -10,9 +10,9 @@ Cost (single and paper are not timed yet; single is meant for an hour on one acc
   single  a tenth of the published steps at two rates, three seeds
   paper   the published recipe: 62,400 steps of batch 256
 
-The images are of the published kind with the published parameters, from a generator of our own (see the task):
-so the published numbers stand here for orientation, and no verdict is given. What the source does not say of
-this task, and we take from its ListOps: the rate, the warm-up in proportion, the linear decay.
+The images are of the published kind with the published parameters, from a generator of our own (see the
+task): so the published numbers stand here for orientation, and no verdict is given. What the source does
+not say of this task, and we take from its ListOps: the rate, the warm-up in proportion, the linear decay.
 
 Expect: at smoke chance, 0.5, or little more; models of this size find the curve late or never.
 """

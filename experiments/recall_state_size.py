@@ -1,10 +1,10 @@
 """Recall against the size of the state: what does a byte of memory buy?
 
-The Zoology repository's plot after Based (arXiv:2402.18668): associative recall in a mix of lengths, tested from
-64 tokens with 4 pairs to 1,024 with 256; the score is the mean over the seven tests.
+The Zoology repository's plot after Based (arXiv:2402.18668): associative recall in a mix of lengths, tested
+from 64 tokens with 4 pairs to 1,024 with 256; the score is the mean over the seven tests.
 
-Claim: recall costs state. Attention, whose state grows with the text, has it all; among fixed states the delta
-rule recalls most per byte.
+Claim: recall costs state. Attention, whose state grows with the text, has it all; among fixed states the
+delta rule recalls most per byte.
 
 Cost (single and paper are not timed yet; single is meant for an hour on one accelerator):
   smoke   lengths 32 and 64, a vocabulary of 128, four mechanisms, two seeds: minutes on 2 CPU cores

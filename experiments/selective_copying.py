@@ -4,8 +4,8 @@ Mamba (arXiv:2312.00752), Table 1: two layers of width 64, constant rate.
 
 Claim: a recurrence that does not depend on its input cannot select; one that does can.
 
-Ours: Mamba, the gated delta rule, H3 and Hyena (inside the usual block, not Mamba's), and full attention, which
-the paper leaves out.
+Ours: Mamba, the gated delta rule, H3 and Hyena (inside the usual block, not Mamba's), and full attention,
+which the paper leaves out.
 
 Cost (single and paper are not timed yet; single is meant for an hour on one accelerator):
   smoke   4 tokens of 64, two seeds: minutes on 2 CPU cores

@@ -2,8 +2,8 @@
 
 Unlocking State-Tracking (arXiv:2411.12537), Table 3: strings of 3 to 40 bits train, of 40 to 256 test.
 
-Claim: a linear recurrence whose transitions have eigenvalues in [0, 1] cannot count modulo two; with [−1, 1] it
-can. Attention cannot either; a nonlinear recurrence can.
+Claim: a linear recurrence whose transitions have eigenvalues in [0, 1] cannot count modulo two; with [−1,
+1] it can. Attention cannot either; a nonlinear recurrence can.
 
 Cost (single and paper are not timed yet; single is meant for an hour on one accelerator):
   smoke   strings of up to 16 bits, tested up to 64, four mechanisms, two seeds: minutes on 2 CPU cores
