@@ -27,7 +27,7 @@ class CosFormer(RecurrenceMixer):
     )
 
     def definition(self, q, k, v, angle):
-        """Equation 10: s(Q_i, K_j) = ReLU(Q_i) ReLU(K_j)ᵀ cos(π/2 · (i − j)/M), normalized over j."""
+        """s(Q_i, K_j) = ReLU(Q_i) ReLU(K_j)ᵀ cos(π/2 · (i − j)/M), normalized over j."""
         A = jax.nn.relu(q) @ jax.nn.relu(k).T * jnp.cos(angle[:, None] - angle[None, :])
         if self.geometry.causal:
             A = jnp.tril(A)
@@ -42,7 +42,7 @@ class CosFormer(RecurrenceMixer):
         return {"q": q, "k": k, "v": v, "angle": jnp.broadcast_to(angle[..., None], q.shape[:3])}, {}
 
     def recurrence(self, streams):
-        """Ptolemy's theorem, section 3.3: cos(a − b) = cos a cos b + sin a sin b, each at least 0 here."""
+        """Ptolemy's theorem: cos(a − b) = cos a cos b + sin a sin b, each at least 0 here."""
         heads = self.geometry.heads
         angle = streams["angle"][..., None]
         q, k, v = (repeat_heads(streams[name], heads) for name in ("q", "k", "v"))

@@ -35,7 +35,8 @@ class DPFP(RecurrenceMixer):
         self.nu = nu
 
     def phi(self, x: jax.Array) -> jax.Array:
-        """Section 5.3: φ_{i + 2H(j−1)}(x) = r_i r_{i+j}, r = ReLU([x, −x]), j = 1 … ν, indices cyclic."""
+        """Section 5.3: φ_{i + 2H(j−1)}(x) = r_i r_{i+j}, r = ReLU([x, −x]), j = 1 … ν, indices cyclic.
+        (The authors' code pairs i with i − j: the same products, in another order.)"""
         r = jax.nn.relu(jnp.concatenate([x, -x], axis=-1))
         return jnp.concatenate([r * jnp.roll(r, -j, axis=-1) for j in range(1, self.nu + 1)], axis=-1)
 

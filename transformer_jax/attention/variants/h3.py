@@ -22,9 +22,10 @@ class H3(HeadMixer):
     The N·H channels of the layer make N·H / part heads of their own, for the state has part · state_size
     numbers per channel. SSM_shift with B = e₁ is a convolution of `taps` taps. SSM_diag has state_size / 2
     conjugate pairs of states per head, A = −½ + iπn at the start (S4D-Lin, arXiv:2206.11893) and Δ
-    log-uniform in [0.001, 0.1], held exactly between steps (zero-order hold); B = 1, of which only the
-    product with C matters. The projections have no bias. Position is in the state spaces: a model's rotary
-    embedding is not applied.
+    log-uniform in [0.001, 0.1], held exactly between steps (zero-order hold, an option of the authors' code,
+    whose default is the bilinear transform); B = 1, of which only the product with C matters. The authors' D
+    of the shift is its first tap. The projections have no bias. Position is in the state spaces: a model's
+    rotary embedding is not applied.
     """
 
     name = "h3"

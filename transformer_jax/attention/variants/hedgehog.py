@@ -21,9 +21,10 @@ class Hedgehog(RecurrenceMixer):
     """The hedgehog and the porcupine (arXiv:2402.04347), trained from scratch.
 
     Every head has a layer of its own for queries and one for keys, which start as the identity. The paper
-    learns them by distilling softmax attention; that is not done here. The authors' code divides φ by its sum
-    over features. That of a query cancels; that of a key is not divided out here, as where the paper defines
-    φ, and the engine's stabilizer holds its size.
+    learns them by distilling softmax attention; that is not done here. φ is that of the paper's definition,
+    and the engine's stabilizer holds the size of a key's. Codes divide it by sums over features, which a
+    key's weight then lacks: the authors' (LoLCATs) each half by its own, flash-linear-attention both by one,
+    after doubling x.
     """
 
     name = "hedgehog"

@@ -96,7 +96,7 @@ class Hyena(CoreMixer):
         return {"h": self.filter(self.geometry.length).T}
 
     def definition(self, v, x1, x2, h):
-        """y = D_x² T_h D_x¹ v, of one channel: diagonal, Toeplitz and diagonal matrices (section 3.1)."""
+        """y = D_x² T_h D_x¹ v, of one channel: diagonal, Toeplitz and diagonal matrices."""
         lag = jnp.arange(len(v))[:, None] - jnp.arange(len(v))[None]
         T_h = jnp.where(lag >= 0, h[jnp.maximum(lag, 0)], 0)
         return x2 * (T_h @ (x1 * v))

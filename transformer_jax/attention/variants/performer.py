@@ -102,12 +102,12 @@ class Performer(RandomFeatures):
         return x @ self.projections[...].T.astype(x.dtype)
 
     def exponents(self, x: jax.Array) -> jax.Array:
-        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 (Lemma 1, equation 5)."""
+        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 (Lemma 1)."""
         x = self.scaled(x)
         return self.directions(x) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
 
     def definition(self, q, k, v):
-        """Equations 4–6: D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""
+        """D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""
         A = jnp.exp(self.exponents(q)) @ jnp.exp(self.exponents(k)).T / self.features
         if self.geometry.causal:
             A = jnp.tril(A)

@@ -32,7 +32,7 @@ class PerformerTrigonometric(Performer):
         return jnp.concatenate([jnp.sin(u), jnp.cos(u)], axis=-1), jnp.sum(x * x, axis=-1) / 2
 
     def definition(self, q, k, v):
-        """Equations 4–5, l = 2: φ(x) = h(x)/√m (sin ω₁ᵀx', …, cos ω_mᵀx'), D̂⁻¹ φ(Q) φ(K)ᵀ V."""
+        """φ(x) = h(x)/√m (sin ω₁ᵀx', …, cos ω_mᵀx'), D̂⁻¹ φ(Q) φ(K)ᵀ V."""
 
         def phi(x):
             waves, log_h = self.angles(x)

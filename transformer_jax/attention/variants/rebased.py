@@ -26,10 +26,10 @@ class ReBased(RecurrenceMixer):
     """Linear transformers with learnable kernel functions (arXiv:2402.10644).
 
     The paper writes φ(x) = (γ · norm(x) + β)²; the square is that of the product qᵀk, as in the authors'
-    code, whose layer norm with scale γ and shift β is over all heads of q, and another over all of k. Queries
-    and keys have `feature_size` channels, values H. A query that no key answers reads 0, where the authors'
-    code adds an ε to the normalizer. Position is left to the model's convolutions: a rotary embedding is not
-    applied.
+    code, whose layer norm with scale γ and shift β is over all heads of q, and another over all of k
+    (flash-linear-attention norms each head, q and k alike). Queries and keys have `feature_size` channels,
+    values H. A query that no key answers reads 0, where the authors' code adds an ε to the normalizer.
+    Position is left to the model's convolutions: a rotary embedding is not applied.
     """
 
     name = "rebased"

@@ -18,10 +18,12 @@ from transformer_jax.errors import BadInput
 class Retention(RecurrenceMixer):
     """Retentive network (arXiv:2307.08621), multi-scale retention.
 
-    The rotation Θ is part of the mechanism: q and k are rotated once, whether or not the model rotates.
-    Scores are divided by √H; the paper's two further normalizations are left out, since the group norm
-    of each head (no learned scale, as in the authors' code) undoes them. Values have H channels, the
-    paper's 2H.
+    The rotation Θ is part of the mechanism: q and k are rotated once, whether or not the model rotates. The
+    base is that of the model, or 10000; the authors' code has angles from 1 to 1/10000, both included, which
+    is a base of 10000^(H/(H − 2)). Scores are divided by √H; the paper's two further normalizations are left
+    out, since the group norm of each head (no learned scale, as in the authors' code) undoes them. It takes
+    off the mean, as in the paper; the authors' code has come to use one that does not. Values have H
+    channels, the paper's 2H.
     """
 
     name = "retention"

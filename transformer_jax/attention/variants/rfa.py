@@ -21,8 +21,9 @@ class Rfa(RandomFeatures):
     channel that multiplies them, 1 at the start; nothing is divided by √H. An estimate may be negative, but
     two unit vectors are never far apart: at σ = 1 its mean is e⁻² at least, and the sum over keys rarely
     comes near 0. Where it does the row is large: the authors' code clips the normalizer, by a constant that
-    goes with its own scale of φ; the paper's equation, followed here, does not. Features are drawn anew
-    after every training step (`redraw_every`), as in the paper. With the paper's gate it is `rfa_gated`.
+    goes with its own scale of φ (and adds 1e-3 to the lengths); the paper's equation, followed here, does
+    not. Features are drawn anew after every training step (`redraw_every`), as in the paper. With the paper's
+    gate it is `rfa_gated`.
     """
 
     name = "rfa"

@@ -22,9 +22,10 @@ class Sinkhorn(SoftmaxMixer):
     The sorting is soft: a doubly stochastic matrix mixes blocks, token by token. Its network reads the sum of
     each block, and each head has a last layer of its own. The paper writes the scores of both blocks as one
     sum; as in codes of it, keys and values of both stand side by side. Where the last block is short, what it
-    lacks counts as zeros. The Gumbel noise of the paper's training is left out: a mixer draws nothing at
-    random. A sequence of fewer blocks than the model's uses the first columns of the network. Sorting takes
-    T²/block products of a head.
+    lacks counts as zeros. Balancing starts from e^(R/τ), as the paper has it; a known code in PyTorch takes
+    the logarithm of R first, and so starts from R^(1/τ). The Gumbel noise of the paper's training is left
+    out: a mixer draws nothing at random. A sequence of fewer blocks than the model's uses the first columns
+    of the network. Sorting takes T²/block products of a head.
     """
 
     name = "sinkhorn"

@@ -54,7 +54,7 @@ class SynthesizerRandom(HeadMixer):
         return {"R1": self.R1[...], "R2": self.R2[...]}
 
     def definition(self, v, R=None, R1=None, R2=None):
-        """Y = softmax(R) G(X), and R = R₁ R₂ᵀ if factorized (sections 3.2 and 3.3); G gives v."""
+        """Y = softmax(R) G(X), and R = R₁ R₂ᵀ if factorized; G gives v."""
         R = (R1 @ R2.T if R is None else R)[: len(v), : len(v)]
         if self.geometry.causal:
             R = jnp.where(jnp.tril(jnp.ones(R.shape, bool)), R, -jnp.inf)
