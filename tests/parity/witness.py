@@ -10,6 +10,7 @@ from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
 
 B, T, D, N, H = 2, 70, 24, 3, 8  # 70: more than a chunk of 64 on either side
+WIDTH, HEADS, BASE = 32, 4, 10_000.0  # of the family of softmax attention, rotary
 CLOSE = 2e-5
 """‖ours − theirs‖ / ‖theirs‖ in float32: both sum in chunks, in another order, and solve the same triangular
 systems; some tens of roundings of 6e-8 in a row."""
@@ -38,9 +39,53 @@ def numpy(tensor) -> np.ndarray:
     return tensor.detach().numpy()
 
 
-def ours(name: str, *, heads: int = N, kv_heads: int | None = None, size: int = H, **options):
-    geometry = Geometry(width=D, heads=heads, kv_heads=kv_heads, head_size=size, length=T)
+def ours(
+    name: str,
+    *,
+    width: int = D,
+    heads: int = N,
+    kv_heads: int | None = None,
+    size: int = H,
+    rotary: float | None = None,
+    causal: bool = True,
+    **options,
+):
+    geometry = Geometry(
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=size,
+        length=T,
+        rotary=rotary,
+        causal=causal,
+    )
     return build(name, geometry, rngs=nnx.Rngs(0), **options)
+
+
+def our_attention(name: str, **options):
+    """One of the family of softmax attention, at the sizes that `attention_sizes` tells `transformers`."""
+    return ours(name, **{"width": WIDTH, "heads": HEADS, "rotary": BASE} | options)
+
+
+def attention_sizes(kv_heads: int = 2) -> dict:
+    return {
+        "hidden_size": WIDTH,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": kv_heads,
+        "head_dim": H,
+        "attn_implementation": "eager",
+        "attention_dropout": 0.0,
+        "num_hidden_layers": 2,
+    }
+
+
+def rotation(size: int) -> tuple:
+    """cos and sin (1, T, size) of the rotary embedding, as the modules of `transformers` take them."""
+    import torch
+
+    rates = BASE ** (-np.arange(0, size, 2) / size)
+    angles = np.tile(np.arange(T)[:, None] * rates, 2)[None]
+    return tuple(torch.tensor(f(angles), dtype=torch.float32) for f in (np.cos, np.sin))
 
 
 def put(parameter, value) -> None:
@@ -59,10 +104,23 @@ def put_taps(convolution, weight) -> None:
     put(convolution.kernel, numpy(weight)[:, 0].T)
 
 
+def put_projections(mixer, module) -> None:
+    for mine, its in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("out", "o_proj")):
+        put_linear(getattr(mixer, mine), getattr(module, its).weight)
+
+
+def attends_alike(mixer, module, turns) -> None:
+    """Causal attention; `turns`: cos and sin as the module takes them."""
+    import torch
+
+    mask = torch.full((T, T), float("-inf")).triu(1)[None, None]
+    agree(mixer, module, position_embeddings=turns, attention_mask=mask)
+
+
 def agree(mixer, module, *rest, **kw) -> None:
     import torch
 
-    x = np.random.default_rng(1).standard_normal((B, T, D)).astype(np.float32)
+    x = np.random.default_rng(1).standard_normal((B, T, mixer.geometry.width)).astype(np.float32)
     with torch.no_grad():
         wanted = module(torch.from_numpy(x), *rest, **kw)
     wanted = numpy(wanted[0] if isinstance(wanted, tuple) else wanted)
