@@ -9,6 +9,7 @@ here cannot.
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import ndtri
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: the increment of splitmix64
 
@@ -87,6 +88,10 @@ class Draws:
             taken = (chosen[:, :i] == candidates[:, i : i + 1]).any(axis=1)
             chosen[:, i] = np.where(taken, top, candidates[:, i])
         return np.take_along_axis(chosen, np.argsort(self.bits(count), axis=1, kind="stable"), axis=1)
+
+    def normal(self, columns: int) -> np.ndarray:
+        """(n, columns) float64, standard normal."""
+        return ndtri(self.uniform(columns))
 
     def weighted(self, weights: np.ndarray, count: int) -> np.ndarray:
         """(n, count) int64, distinct within a row: successive draws from {0, …} with probability ∝ weights.

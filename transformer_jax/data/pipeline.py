@@ -140,9 +140,15 @@ def checked(task: Task, batch: Batch) -> Batch:
     """The batch, if a model can take it.
 
     Raises BadInput on a token or target outside the vocabulary, which would be looked up silently as
-    another, and on a row that is all padding, which has nothing to read.
+    another, on a number that is not finite, and on a row that is all padding, which has nothing to read.
     """
     for name, bound in (("inputs", task.vocabulary), ("targets", task.outputs)):
+        if np.issubdtype(batch[name].dtype, np.floating):
+            if not np.isfinite(batch[name]).all():
+                raise BadInput(
+                    f"{task.name}: {name} holds a number that is not finite: mend the task's data."
+                )
+            continue
         low, high = int(batch[name].min()), int(batch[name].max())
         if low < 0 or high >= bound:
             raise BadInput(

@@ -15,15 +15,17 @@ import numpy as np
 from transformer_jax.errors import BadInput, unknown
 
 Split = Literal["train", "validation", "test"]
-Metric = Literal["accuracy", "bits_per_byte", "perplexity"]
+Metric = Literal["accuracy", "bits_per_byte", "perplexity", "squared_error"]
 SPLITS = ("train", "validation", "test")
 # Seeds of the splits that are the same in every run; the seeds of runs are 0 or more, so no example is in two
 # splits by construction of the seed.
 FIXED_SEEDS = {"train": -1, "validation": -2, "test": -3}
+LAST_STEP = 2**60  # of no run: a finite split is drawn as at the end of a curriculum
 
 Batch = dict[str, np.ndarray]
-"""inputs (B, T) int32; targets int32, (B, T) for a "token" target and (B,) for "sequence"; weights float32
-like targets (0: no loss there); optionally lengths (B,) int32 and segments (B, T) int32."""
+"""inputs (B, T) int32, or (B, T, features) float32; targets int32 (float32 in a regression), (B, T) for a
+"token" target and (B,) for "sequence"; weights float32 like targets (0: no loss there); optionally lengths
+(B,) int32 and segments (B, T) int32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ class Task:
     def outputs(self) -> int:
         """Classes of the prediction: the vocabulary unless the task says otherwise."""
         return self.vocabulary
+
+    @property
+    def features(self) -> int | None:
+        """Where inputs are vectors and not tokens: their size (the vocabulary is then 0)."""
+        return None
 
     def examples_in(self, split: Split) -> int | None:
         """How many examples a split has; None: endless, drawn as they are used."""
@@ -173,7 +180,7 @@ class Generated(Task):
         assert count is not None
         block = max(1, 2**20 // self.length)
         for start in range(0, count, block):
-            batch = self.examples(FIXED_SEEDS[split], np.arange(start, min(start + block, count)), 0)
+            batch = self.examples(FIXED_SEEDS[split], np.arange(start, min(start + block, count)), LAST_STEP)
             for row in range(len(batch["inputs"])):
                 yield {key: value[row] for key, value in batch.items()}
 

@@ -63,6 +63,7 @@ class Model(nnx.Module):
     Args:
       config: sizes and mechanisms.
       vocabulary: V, number of token ids. outputs: number of classes or tokens to score.
+      features: where inputs are vectors (B, T, features) and not tokens, their size; V is then 0.
       target: whether each token or the whole sequence gets logits.
       causal: a decoder (each token sees its past) or an encoder.
       length: longest sequence, in tokens.
@@ -77,6 +78,7 @@ class Model(nnx.Module):
         target: Literal["token", "sequence"],
         causal: bool,
         length: int,
+        features: int | None = None,
         rngs: nnx.Rngs,
     ):
         self.config, self.vocabulary, self.outputs, self.target = config, vocabulary, outputs, target
@@ -96,7 +98,11 @@ class Model(nnx.Module):
         scale = config.width**-0.5 if config.positions == "sinusoidal" else 0.02
         init = nnx.initializers.normal(scale)
         embed = partial(nnx.Embed, features=config.width, dtype=dtype, embedding_init=init, rngs=rngs)
-        self.embed = embed(vocabulary, embedding_metadata=named("vocabulary embed"))
+        if features is None:
+            self.embed = embed(vocabulary, embedding_metadata=named("vocabulary embed"))
+        else:
+            read = named("- embed")
+            self.embed = nnx.Linear(features, config.width, dtype=dtype, rngs=rngs, kernel_metadata=read)
         if config.positions == "learned":
             self.position = embed(length, embedding_metadata=named("- embed"))
         self.periods = jax.vmap(lambda r: Period(config, self.geometry, r))(rngs.split(self.repeats))
@@ -164,7 +170,7 @@ class Model(nnx.Module):
         self.periods = jax.vmap(one)(self.periods, jax.random.split(key, self.repeats), observed)
 
     def _through(self, tokens, lengths, segments, state, dropout, observe: bool = False):
-        batch, length = tokens.shape
+        batch, length = tokens.shape[:2]
         before = None if state is None else state["place"]
         layout, place = locate(length, batch, segments=segments, lengths=lengths, before=before)
         keys = (None, None) if dropout is None else tuple(jax.random.split(dropout))
@@ -179,7 +185,8 @@ class Model(nnx.Module):
 
     def embedded(self, tokens: jax.Array, layout: Layout) -> jax.Array:
         """(B, T) -> (B, T, D): what the first block reads."""
-        x = rows(self.embed, tokens, "vocabulary")
+        vectors = isinstance(self.embed, nnx.Linear)
+        x = placed(self.embed(tokens)) if vectors else rows(self.embed, tokens, "vocabulary")
         if self.config.positions == "learned":
             x = x + rows(self.position, layout.positions)
         elif self.config.positions == "sinusoidal":

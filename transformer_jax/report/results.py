@@ -14,7 +14,7 @@ from transformer_jax.errors import BadInput
 
 Status = Literal["finished", "solved", "diverged", "failed", "unfinished"]
 STATUSES: tuple[Status, ...] = ("solved", "finished", "diverged", "failed", "unfinished")
-LOWER_IS_BETTER = ("loss", "bits_per_byte", "perplexity")
+LOWER_IS_BETTER = ("loss", "bits_per_byte", "perplexity", "squared_error")
 
 
 @dataclass(frozen=True, kw_only=True)

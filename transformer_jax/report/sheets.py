@@ -10,7 +10,7 @@ from transformer_jax.report.summary import WINDOW, Summary, p_values, remarks, s
 from transformer_jax.report.table import Column, Sheet
 
 NOTHING = "–"
-NAMES = {"accuracy": "accuracy", "bits_per_byte": "bits per byte"}
+NAMES = {"accuracy": "accuracy", "bits_per_byte": "bits per byte", "squared_error": "squared error"}
 BASELINES = {
     "chance": "a blind guess among the possible answers",
     "majority": "always the most frequent answer",

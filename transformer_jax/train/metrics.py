@@ -13,13 +13,18 @@ from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
 Metrics = dict[str, float]
-LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "loss")
+LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "squared_error", "loss")
 
 
 def of_sums(sums: Mapping[str, float], metric: str) -> Metrics:
-    """loss (nats per target), accuracy, and a metric that follows: bits_per_byte or perplexity."""
+    """loss (nats per target), accuracy, and a metric that follows: bits_per_byte or perplexity.
+
+    A regression has its squared_error alone, which is its loss.
+    """
     weight = sums["weight"] if sums["weight"] > 0 else 1.0
     loss, accuracy = sums["loss"] / weight, sums["correct"] / weight
+    if metric == "squared_error":
+        return {"loss": loss, "squared_error": loss}
     of_loss = {"bits_per_byte": loss / math.log(2), "perplexity": math.exp(min(loss, 700.0))}
     return {"loss": loss, "accuracy": accuracy} | ({metric: of_loss[metric]} if metric in of_loss else {})
 

@@ -52,7 +52,9 @@ class Lines(Silent):
 
     def measured(self, step, split, metrics):
         shown = "  ".join(
-            f"{name} {metrics[name]:.4f}" for name in ("loss", "accuracy", "bits_per_byte") if name in metrics
+            f"{name} {metrics[name]:.4f}"
+            for name in ("loss", "accuracy", "bits_per_byte", "perplexity", "squared_error")
+            if name in metrics
         )
         line = f"{self.label}step {step}/{self.steps}  {split}  {shown}"
         if "steps_per_s" in metrics:
@@ -86,7 +88,8 @@ class Bar(Silent):
 
     def measured(self, step, split, metrics):
         if split != "train":
-            name = "bits_per_byte" if "bits_per_byte" in metrics else "accuracy"
+            shown = ("bits_per_byte", "perplexity", "squared_error", "accuracy")
+            name = next(name for name in shown if name in metrics)
             self.best = f"{split} {name.replace('_', ' ')} {metrics[name]:.4f}"
 
     def say(self, sentence):

@@ -59,6 +59,7 @@ def build_model(run: Run, key: jax.Array | None = None) -> nnx.Module:
         target=run.task.target,
         causal=run.task.causal,
         length=run.task.longest,
+        features=run.task.features,
         rngs=nnx.Rngs(jax.random.key(run.seed) if key is None else key),
     )
 

@@ -23,15 +23,21 @@ from transformer_jax.train.state import Arrays, Skeleton, State, dismantle, init
 
 Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
-"""Of one step, () each: "loss" (nats) and "correct" summed over the targets with their weights, "weight" the
-sum of the weights; "gradient_norm" before clipping and "learning_rate" in training."""
+"""Of one step, () each: "loss" (nats, or squared error) and "correct" summed over the targets with their
+weights, "weight" the sum of the weights; "gradient_norm" before clipping and "learning_rate" in training."""
 FREE: dict[str, Any] = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
 """Fields of the recipe that no program depends on."""
 
 
 def score(logits: jax.Array, batch: Batch) -> Sums:
-    """Cross-entropy and hits as weighted sums: logits (..., outputs) against targets (...)."""
+    """Cross-entropy and hits as weighted sums: logits (..., outputs) against targets (...).
+
+    Targets that are real numbers are compared with the only output: the squared error, and no hits.
+    """
     targets, weights = batch["targets"], batch["weights"].astype(logits.dtype)
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        error = jnp.sum(jnp.square(logits[..., 0] - targets) * weights)
+        return {"loss": error, "correct": jnp.zeros_like(error), "weight": jnp.sum(weights)}
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     # A hit is a target whose logit is the highest and alone so: equal logits are no knowledge. One
     # comparison and a sum, where an argmax over the vocabulary is slow.

@@ -9,6 +9,7 @@ from transformer_jax.data.tasks.cifar10 import Cifar10
 from transformer_jax.data.tasks.copy import Copy
 from transformer_jax.data.tasks.imdb import Imdb
 from transformer_jax.data.tasks.induction_heads import InductionHeads
+from transformer_jax.data.tasks.linear_regression import LinearRegression
 from transformer_jax.data.tasks.list_ops import ListOps
 from transformer_jax.data.tasks.masked_python_text import MaskedPythonText
 from transformer_jax.data.tasks.modular_arithmetic import BracketedArithmetic, ModularArithmetic
@@ -37,6 +38,7 @@ TASKS: dict[str, type[Task]] = {
         ModularArithmetic,
         BracketedArithmetic,
         PermutationGroup,
+        LinearRegression,
         PythonText,
         MaskedPythonText,
         TextFolder,
