@@ -89,18 +89,23 @@ def test_a_model_reads_vectors_linearly_and_learns():
         model=Transformer(layers=1, width=16, embeddings="untied"),
         train=Train(steps=1, batch=4),
     )
-    model = build_model(run)
-    batch = SMALL.examples(0, np.arange(4))
-    assert model(jnp.asarray(batch["inputs"]))[0].shape == (4, 14, 1)
-    assert model.embed.kernel.shape == (3, 16) and isinstance(model.embed, nnx.Linear)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    batch = {name: jnp.asarray(value) for name, value in SMALL.examples(0, np.arange(4)).items()}
 
-    def loss(params):
-        logits, _ = nnx.merge(graph, params, rest)(jnp.asarray(batch["inputs"]))
-        return score(logits, {name: jnp.asarray(value) for name, value in batch.items()})["loss"]
+    @jax.jit
+    def slope(key):
+        model = build_model(run, key)
+        assert model.embed.kernel.shape == (3, 16)
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-    slope = jax.grad(loss)(params)
-    assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(slope["embed"]))
+        def loss(params):
+            logits, _ = nnx.merge(graph, params, rest)(batch["inputs"])
+            assert logits.shape == (4, 14, 1)
+            return score(logits, batch)["loss"]
+
+        return jax.grad(loss)(params)["embed"]
+
+    # Every number of a vector moves the loss.
+    assert all(float(jnp.abs(leaf).min()) > 0 for leaf in jax.tree.leaves(slope(jax.random.key(0))))
 
 
 def test_what_makes_no_regression_is_refused():
@@ -113,4 +118,5 @@ def test_what_makes_no_regression_is_refused():
     with pytest.raises(BadInput, match="not finite"):
         checked(SMALL, batch)
     with pytest.raises(BadInput, match="untied"):
-        build_model(Run(task=SMALL, model=Transformer(), train=Train(steps=1, batch=4)))
+        run = Run(task=SMALL, model=Transformer(), train=Train(steps=1, batch=4))
+        jax.eval_shape(lambda key: nnx.split(build_model(run, key))[1], jax.random.key(0))

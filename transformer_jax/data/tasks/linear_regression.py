@@ -16,7 +16,7 @@ from transformer_jax.errors import BadInput
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRegression(Generated):
-    """Learning linear functions in context (Garg et al., arXiv 2208.01066, sections 3 and A.2).
+    """Learning linear functions in context (Garg et al., arXiv 2208.01066).
 
     A row is x₁, y₁, x₂, y₂, …: x and w are standard normal in `dims` dimensions, y = w·x stands in the first
     entry of a vector, zeros after it. At each x its y is asked for, from the pairs before. The paper divides

@@ -17,7 +17,7 @@ NEEDLE, QUESTION = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class NeedleRetrieval(Generated):
-    """A needle in a haystack (RULER, arXiv 2404.06654, section 3.1: one needle or several), in random tokens.
+    """A needle in a haystack (RULER, arXiv 2404.06654: one needle or several), in random tokens.
 
     A needle is a sign (id 0), a key and `digits` tokens of its value. Needles, with different keys, lie in
     random filler; the row ends with a question (id 1), the key of one of them, and its value, every token of

@@ -13,7 +13,7 @@ from transformer_jax.data.tasks.formal import Formal
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(Formal):
-    """Parity of a string of bits (arXiv 2207.02098, Table A.1 "Parity Check"; 2411.12537, section 5.1)."""
+    """Parity of a string of bits ("Parity Check" of arXiv 2207.02098; parity of 2411.12537)."""
 
     name: ClassVar[str] = "parity"
 

@@ -22,10 +22,9 @@ IMAGES = 50  # begun before it is said that none is possible
 
 @dataclass(frozen=True, kw_only=True)
 class Pathfinder(Generated):
-    """Images like the Long Range Arena's Pathfinder (arXiv 2011.04006, after Linsley et al. 2018), pixel by
-    pixel.
+    """Images like the Long Range Arena's Pathfinder (arXiv 2011.04006), pixel by pixel.
 
-    Two dashed curves of `paddles` strokes begin `seed_distance` pixels apart, and `distractors` shorter ones
+    After Linsley et al. 2018: two dashed curves of `paddles` strokes begin `seed_distance` pixels apart, and `distractors` shorter ones
     lie around them. Two discs mark the beginning of one long curve and an end: of the same curve (label 1) or
     of the other (label 0).
     Parameters are the published ones for the hard 32 × 32 set. This is no copy of it: the generator is our

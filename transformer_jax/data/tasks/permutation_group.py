@@ -18,9 +18,9 @@ Group = Literal["S5", "A5", "A4xZ5", "Z60"]
 
 @dataclass(frozen=True, kw_only=True)
 class PermutationGroup(Generated):
-    """State tracking (Merrill et al., arXiv 2404.08819, section 5): elements g₁ … g_T, uniform; at each the
-    product g₁ ⋯ g_t is asked.
+    """Word problems of groups (Merrill et al., arXiv 2404.08819), a measure of state tracking.
 
+    Elements g₁ … g_T are uniform; at each the product g₁ ⋯ g_t is asked for.
     group: S5, all 120 permutations of five, and A5, the 60 even ones, are not solvable (their word problem is
       complete for NC¹); A4xZ5 is solvable; Z60 is addition modulo 60. The last three have 60 elements each.
       Elements are numbered by the permutations in lexicographic order; a product applies its left factor

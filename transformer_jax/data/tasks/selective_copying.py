@@ -16,7 +16,7 @@ NOISE, MARKER = 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class SelectiveCopying(Generated):
-    """The selective copying task of Mamba (arXiv 2312.00752, section 3.1, Table 1 and Appendix E.1).
+    """The selective copying task of Mamba (arXiv 2312.00752, section 3.1 and Table 1).
 
     `data` tokens stand at random places among noise; then as many markers, at which they are to be said in
     their order. Ids: 0 is noise, 1 the marker, the symbols follow.

@@ -66,10 +66,9 @@ class TextFolder(Text):
 
 @dataclass(frozen=True, kw_only=True)
 class SubwordFolder(TextFolder):
-    """The same text in subwords: byte pairs, merged as sentencepiece learns from the training split, on the
-    spot.
+    """The text of a folder's files in subwords.
 
-    The encoding loses nothing: spaces and line ends are kept as they are, and what the vocabulary lacks is
+    They are merged byte pairs, which sentencepiece learns from the training split, on the spot. The encoding loses nothing: spaces and line ends are kept as they are, and what the vocabulary lacks is
     written in bytes. Perplexity is per subword: compare scores of one text and one vocabulary only.
     Needs the extra `subwords`.
     """
