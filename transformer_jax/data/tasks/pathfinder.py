@@ -24,9 +24,9 @@ IMAGES = 50  # begun before it is said that none is possible
 class Pathfinder(Generated):
     """Images like the Long Range Arena's Pathfinder (arXiv 2011.04006), pixel by pixel.
 
-    After Linsley et al. 2018: two dashed curves of `paddles` strokes begin `seed_distance` pixels apart, and `distractors` shorter ones
-    lie around them. Two discs mark the beginning of one long curve and an end: of the same curve (label 1) or
-    of the other (label 0).
+    After Linsley et al. 2018: two dashed curves of `paddles` strokes begin `seed_distance` pixels apart, and
+    `distractors` shorter ones lie around them. Two discs mark the beginning of one long curve and an end: of
+    the same curve (label 1) or of the other (label 0).
     Parameters are the published ones for the hard 32 × 32 set. This is no copy of it: the generator is our
     own, written from the description and the original's rule for turning. It differs in that a stroke has a
     real-valued place, and takes the first of TURNS random directions in which it fits; in its gaps (1 pixel);
