@@ -51,7 +51,7 @@ LAYERS = {
     "__init__": {"compiler"},
     "__main__": {"cli"},
 }
-DISTRIBUTION = {"orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
+DISTRIBUTION = {"PIL": "pillow", "orbax": "orbax-checkpoint", "tensorflow_datasets": "tensorflow-datasets"}
 """Import names that differ from what is installed."""
 UNIMPORTED = {
     "array-record": "TFDS writes and reads it",
@@ -111,7 +111,7 @@ def test_every_requirement_has_one_lower_bound_and_every_floor_is_exact():
 
 def test_what_is_imported_is_required_and_what_is_required_is_imported():
     outside = {name.split(".")[0] for file in FILES for name in imports_of(file)}
-    outside -= {*sys.stdlib_module_names, "transformer_jax", "torch"}  # PyTorch only where it is found
+    outside -= {*sys.stdlib_module_names, "transformer_jax", "torch", "sentencepiece"}  # these where found
     imported = {DISTRIBUTION.get(name, name) for name in outside}
     assert imported | set(UNIMPORTED) == set(requirements())
 
