@@ -18,12 +18,13 @@ class PerformerTrigonometric(Performer):
     normalizer is small; nothing is clipped. Large inputs stay finite but mean little: one key, the
     longest, has all the weight, and its estimate is a mean of cosines of large angles. `features` counts the
     draws, each a sine and a cosine; `performer` is the form to use. The error budget is that of the division:
-    a float32 sum that cancels to a thousandth of its terms has lost three digits.
+    a float32 sum that cancels to a thousandth of its terms has lost three digits. With the largest output row
+    819 times the median one, the error measured 0.6e-3 to 3.0e-3 by how a compiler ordered the sums.
     """
 
     name = "performer_trigonometric"
     small = {"features": 64}
-    tolerance = {"float32": 2e-3, "bfloat16": 3e-2}
+    tolerance = {"float32": 4e-3, "bfloat16": 3e-2}
 
     def angles(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """√m φ(x) without its factor h(x) = e^{|x'|²/2}, (…, H) → (…, 2m), and log h(x) (…,)."""
