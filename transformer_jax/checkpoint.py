@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.group import agreed, objection
 
 Leaves = dict[str, Any]
 Parts = Mapping[str, Any]
@@ -84,17 +86,20 @@ class Checkpoints:
           BadInput: a sound checkpoint holds other names, shapes or dtypes than `like`.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
+            found, damage = None, None
             try:
-                return _restore(self.manager, step, like)
-            except Damaged as damage:
-                path = self.directory / str(step)
-                aside = _free(path.with_name(f"{step}.damaged"))
-                path.rename(aside)
-                self.manager.reload()
-                self.warn(
-                    f"The checkpoint {path} {damage}. It is set aside as {aside.name}; "
-                    + _instead(self.manager.all_steps())
-                )
+                found = _restore(self.manager, step, like)
+            except Damaged as error:
+                damage = str(error)
+            if (damage := objection(damage)) is None:
+                return found
+            path = self.directory / str(step)
+            aside = agreed(functools.partial(_set_aside, path))
+            self.manager.reload()
+            self.warn(
+                f"The checkpoint {path} {damage}. It is set aside as {aside}; "
+                + _instead(self.manager.all_steps())
+            )
         return None
 
     def path(self, step: int) -> Path:
@@ -302,6 +307,13 @@ def _mixed(x: jax.Array) -> jax.Array:
 
 def _digest(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _set_aside(path: Path) -> str:
+    """The name under which a damaged checkpoint stays, no longer one of the run's."""
+    aside = _free(path.with_name(f"{path.name}.damaged"))
+    path.rename(aside)
+    return aside.name
 
 
 def _free(path: Path) -> Path:

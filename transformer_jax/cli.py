@@ -77,16 +77,15 @@ def parser() -> Parser:
     listed = verb("list", "Show mechanisms, tasks and experiments, or all of one.", list_everything)
     listed.add_argument("name", nargs="?", metavar="NAME", help="show all that is known of this one")
     listed.add_argument("--markdown", action="store_true", help="print the page of all mechanisms")
-    run = verb(
-        "run",
-        "Run an experiment, or continue it, and report it.",
-        run_experiment,
+    fields = (
         "Any field of the experiment can be set by its name: --model.width 128, --train.steps 2000, "
         "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, --sliding_window.window 16, "
         "--variants full,linear,gated_delta_net+full; on several devices --train.mesh.fsdp 4.",
     )
-    run.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
-    run.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
+    run = verb("run", "Run an experiment, or continue it, and report it.", run_experiment, fields)
+    for either in (run,):
+        either.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
+        either.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
     run.add_argument(
         "--out",
         type=Path,
@@ -94,6 +93,16 @@ def parser() -> Parser:
     )
     run.add_argument("--settings", action="store_true", help="show what can be set, as it is set, and stop")
     run.add_argument("--data", type=Path, default=Path("data_cache"), help="where data sets are kept")
+    for name, of, says in (
+        (
+            "--coordinator",
+            str,
+            "HOST:PORT of process 0; with the next two, where the environment does not say",
+        ),
+        ("--processes", int, "how many processes run this together"),
+        ("--process", int, "which of them this one is, from 0"),
+    ):
+        run.add_argument(name, type=of, help=says)
     report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
     check = verb("check", "Prove a mechanism by the conformance suite.", run_checks)
@@ -165,7 +174,21 @@ def list_everything(options: argparse.Namespace) -> int:
 
 def run_experiment(options: argparse.Namespace) -> int:
     """The sweep, then its report. 1 where a run failed."""
+    from transformer_jax.parallel import group, processes
+
+    where = processes.locate(
+        processes.surroundings(),
+        coordinator=options.coordinator,
+        processes=options.processes,
+        process=options.process,
+    )
+    with group.joined(where):
+        return _run_together(options)
+
+
+def _run_together(options: argparse.Namespace) -> int:
     from transformer_jax import experiment, sweep
+    from transformer_jax.parallel.group import first
     from transformer_jax.report.write import report
 
     path = experiment.find(options.experiment)
@@ -181,11 +204,7 @@ def run_experiment(options: argparse.Namespace) -> int:
         "name": path.stem,
         "scale": options.scale,
         "doc": doc,
-        "command": shlex.join(
-            ["transformer-jax", "run", options.experiment, "--scale", options.scale, "--out", str(out)]
-            + ["--data", str(options.data)]
-            + [part for name, value in changes.items() for part in (f"--{name}", value)]
-        ),
+        "command": shlex.join(["transformer-jax", *_run_words(options, out, changes)]),
     }
     results = sweep.sweep(
         chosen,
@@ -198,8 +217,16 @@ def run_experiment(options: argparse.Namespace) -> int:
     if len(failed) == len(results):
         print(f"Every run failed, the first with: {failed[0]['message']}", file=sys.stderr)
         return 1
-    report([out])
+    if first():
+        report([out])
     return 1 if failed else 0
+
+
+def _run_words(options: argparse.Namespace, out: Any, changes: dict[str, str]) -> list[str]:
+    """The command line of a run, behind the program's name."""
+    words = ["run", options.experiment, "--scale", options.scale, "--out", str(out)]
+    words += ["--data", str(options.data)]
+    return words + [part for name, value in changes.items() for part in (f"--{name}", value)]
 
 
 def folder(experiment: str, scale: str, changes: dict[str, str]) -> str:

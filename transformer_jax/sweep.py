@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from transformer_jax.data import builders
 from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
+from transformer_jax.parallel.group import agreed, first
 from transformer_jax.train import loop
 from transformer_jax.train.devices import mesh_of
 from transformer_jax.train.run import MESH, Run, build_model, digest, resolved, versions, write_json
@@ -125,23 +127,23 @@ def sweep(
       published: the same experiment as the published numbers were made.
       say: where progress goes, a sentence at a time.
 
+    Of several processes all call it; the first writes and speaks.
+
     Returns the result of each cell. Raises BadInput, before anything has run, where a cell cannot run
     or `out` holds something else.
     """
     cells = plan(experiment)
     record = {**about, **describe(experiment, cells, published)}
-    _admit(out, record)
+    agreed(lambda: _admit(out, record))
+    agreed(lambda: validate(cells, data))  # the first process writes the data, where the others may find them
     validate(cells, data)
-    try:
-        (out / "cells").mkdir(parents=True, exist_ok=True)
-        write_json(out / RECORD, record)
-    except OSError as error:
-        raise BadInput(f"Cannot write to {out} ({error.strerror}): choose another --out.") from None
+    agreed(lambda: _begin(out, record))
+    say = say if first() else lambda sentence: None
     say(_opening(experiment, cells, out))
     seconds: dict[Cell, float] = {}
     results = []
     for number, cell in enumerate(cells, start=1):
-        began, kept = time.monotonic(), _finished(cell, out)
+        began, kept = time.monotonic(), agreed(functools.partial(_finished, cell, out))
         result = _run(cell, out / cell.directory, data, about.get("command"))
         results.append(result)
         seconds[cell] = result.get("seconds", 0.0) if kept else time.monotonic() - began
@@ -308,15 +310,29 @@ def _admit(out: Path, record: Mapping[str, Any]) -> None:
     )
 
 
+def _begin(out: Path, record: Mapping[str, Any]) -> None:
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        write_json(out / RECORD, record)
+    except OSError as error:
+        raise BadInput(f"Cannot write to {out} ({error.strerror}): choose another --out.") from None
+
+
 def _run(cell: Cell, directory: Path, data: Path, command: str | None) -> dict[str, Any]:
-    """The cell's result; a failure is recorded in its directory and tried again by the next call."""
+    """The cell's result; a failure is recorded in its directory and tried again by the next call.
+
+    Of several processes, the failure of one is the end of all: they were in the middle of something together.
+    """
     failure = directory / FAILED
     try:
-        failure.unlink(missing_ok=True)
+        if first():
+            failure.unlink(missing_ok=True)
         return loop.train(cell.run, directory, data=data, label=cell.name, command=command)
     except BadInput:
         raise
     except Exception as error:
+        if jax.process_count() > 1:
+            raise
         message = " ".join(str(error).split()) or type(error).__name__
         result = {
             "status": "failed",

@@ -60,8 +60,8 @@ def test_the_global_batch_does_not_depend_on_the_processes(task, tmp_path):
     alone = take(train_batches(task, batch=6, seed=1, directory=tmp_path), 4)
     for processes in (2, 3):
         streams = [
-            train_batches(task, batch=6, seed=1, directory=tmp_path, process=process, processes=processes)
-            for process in range(processes)
+            train_batches(task, batch=6, seed=1, directory=tmp_path, rows=rows)
+            for rows in np.split(np.arange(6), processes)
         ]
         shares = [take(stream, 4) for stream in streams]
         joined = [
@@ -183,10 +183,8 @@ def test_evaluation_can_be_limited_and_shared(tmp_path):
     few = list(evaluation_batches(ENDLESS, "test", batch=4, directory=tmp_path, limit=5))
     assert len(few) == 2 and sum((batch["weights"].sum(axis=1) > 0).sum() for batch in few) == 5
     shares = [
-        list(
-            evaluation_batches(ENDLESS, "test", batch=4, directory=tmp_path, limit=5, process=p, processes=2)
-        )
-        for p in range(2)
+        list(evaluation_batches(ENDLESS, "test", batch=4, directory=tmp_path, limit=5, rows=rows))
+        for rows in np.split(np.arange(4), 2)
     ]
     joined = [
         {key: np.concatenate([b[key] for b in parts]) for key in parts[0]}
@@ -220,8 +218,6 @@ def test_what_cannot_be_read_or_written_is_refused_with_a_sentence(tmp_path):
         ({"batch": 0}, "at least 1"),
         ({"batch": 2.5}, "whole number"),
         ({"seed": -1}, "at least 0"),
-        ({"batch": 5, "processes": 2}, "does not divide among 2"),
-        ({"process": 2, "processes": 2}, "Process 2 of 2"),
     ],
 )
 def test_impossible_streams_are_refused(options, sentence, tmp_path):

@@ -1,9 +1,9 @@
 """From a task to the batches of a training step: addressed by one integer, so resuming is exact.
 
 Batch number s of a run holds the positions s·batch … s·batch + batch − 1 of an endless sequence, whatever the
-number of processes; process p takes its contiguous share. A position is an example's number in an endless
-task; in a finite one it is a place in an epoch, and each epoch has an order of its own. grain carries the
-batches, prefetched by a thread.
+number of processes; each process makes those rows of it that its devices hold. A position is an example's
+number in an endless task; in a finite one it is a place in an epoch, and each epoch has an order of its own.
+grain carries the batches, prefetched by a thread.
 """
 
 from __future__ import annotations
@@ -25,20 +25,18 @@ ENDLESS = 2**60  # batches
 
 
 class Stream:
-    """The training batches of one process: an iterator that never ends.
+    """The training batches, or this process's rows of them: an iterator that never ends.
 
     `state()` is JSON: the number of the next batch, and what the pipeline is; `restore` refuses another
     pipeline's.
     """
 
-    def __init__(
-        self, task: Task, *, batch: int, seed: int, directory: Path, process: int = 0, processes: int = 1
-    ):
-        _check_share(batch, process, processes)
+    def __init__(self, task: Task, *, batch: int, seed: int, directory: Path, rows: np.ndarray | None = None):
+        _check(batch)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise BadInput(f"The seed must be a whole number of at least 0, not {seed!r}.")
         self._task, self._batch, self._seed = task, batch, seed
-        self._rows = _share(batch, process, processes)
+        self._rows = np.arange(batch) if rows is None else rows
         self._stored = None if task.endless else builders.read(task, "train", directory)
         self._pipeline = {
             "task": task.name,
@@ -91,14 +89,15 @@ class Stream:
 
 
 def train_batches(
-    task: Task, *, batch: int, seed: int, directory: Path, process: int = 0, processes: int = 1
+    task: Task, *, batch: int, seed: int, directory: Path, rows: np.ndarray | None = None
 ) -> Stream:
-    """The training stream of a task. batch: rows over all processes.
+    """The training stream of a task. batch: rows over all processes; rows: which of them this one makes, in
+    order (default: all).
 
     A finite training set is shuffled anew in each epoch, by the seed; a batch may hold the end of one epoch
     and the beginning of the next, so no example is dropped.
     """
-    return Stream(task, batch=batch, seed=seed, directory=directory, process=process, processes=processes)
+    return Stream(task, batch=batch, seed=seed, directory=directory, rows=rows)
 
 
 def evaluation_batches(
@@ -108,22 +107,21 @@ def evaluation_batches(
     batch: int,
     directory: Path,
     limit: int | None = None,
-    process: int = 0,
-    processes: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """A finite split in order, all of it or its first `limit` examples.
+    """A finite split in order, all of it or its first `limit` examples; of each batch only `rows`.
 
     The last batch is filled with repetitions of the last example that weigh 0: shapes are static and no row
     is empty.
     """
-    _check_share(batch, process, processes)
+    _check(batch)
     if limit is not None and limit < 1:
         raise BadInput(
             f"An evaluation of {limit} examples says nothing: ask for at least 1, or for all with no limit."
         )
     stored = builders.read(task, split, directory)
     count = min(len(stored), limit or len(stored))
-    rows = _share(batch, process, processes)
+    rows = np.arange(batch) if rows is None else rows
 
     def make(step: int) -> Batch:
         positions = step * batch + rows
@@ -164,15 +162,6 @@ def checked(task: Task, batch: Batch) -> Batch:
     return batch
 
 
-def _check_share(batch: int, process: int, processes: int) -> None:
+def _check(batch: int) -> None:
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise BadInput(f"The batch must be a whole number of at least 1, not {batch!r}.")
-    if not 0 <= process < processes:
-        raise BadInput(f"Process {process} of {processes} does not exist: processes count from 0.")
-    if batch % processes:
-        raise BadInput(f"A batch of {batch} does not divide among {processes} processes; choose a multiple.")
-
-
-def _share(batch: int, process: int, processes: int) -> np.ndarray:
-    local = batch // processes
-    return np.arange(process * local, (process + 1) * local, dtype=np.int64)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.rows import spread
 
 STACK_BYTES, STACK_MOST = 2**21, 16
 
@@ -49,7 +50,7 @@ class Feed:
       stream: the batches, positioned at `step`.
       step: steps done. stop: step -> the step at which the stack that starts there must end at the latest.
       most: k; None: 1 for large batches, up to 16 for small ones.
-      place: sharding of a stack.
+      place: sharding of a stack. rows, batch: which rows of how many `stream` makes.
 
     Attributes:
       ask: how many batches the next stack shall hold (at most k).
@@ -64,8 +65,11 @@ class Feed:
         stop: Callable[[int], int],
         most: int | None,
         place: jax.sharding.Sharding,
+        rows: np.ndarray,
+        batch: int,
     ):
-        self.stream, self.step, self.stop, self.most, self.place = stream, step, stop, most, place
+        self.stream, self.step, self.stop, self.most = stream, step, stop, most
+        self.place, self.rows, self.batch = place, rows, batch
         self.ask, self.waited = most or 1, 0.0
         self.ready: queue.Queue[Stack | BaseException] = queue.Queue(maxsize=2)
         self.closed = threading.Event()
@@ -109,7 +113,10 @@ class Feed:
         batches += [self._next() for _ in range(count - 1)]
         self.step += count
         stack = {name: self._room([batch[name] for batch in batches]) for name in batches[0]}
-        return Stack(count, jax.device_put(stack, self.place), self.stream.state())
+        placed = {
+            name: spread(local, self.place, self.rows, self.batch, axis=1) for name, local in stack.items()
+        }
+        return Stack(count, placed, self.stream.state())
 
     def _next(self) -> dict[str, np.ndarray]:
         try:

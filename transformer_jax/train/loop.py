@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.group import agreed, first, stop
 from transformer_jax.parallel.mesh import BATCH
+from transformer_jax.parallel.rows import rows_here, spread
 from transformer_jax.train import metrics as measures
 from transformer_jax.train.devices import mesh_of, rows, stacked
 from transformer_jax.train.feed import Feed
@@ -46,7 +48,8 @@ def train(
     """Trains `run` in the directory `out` and returns its result, also in out/result.json.
 
     Continues where an earlier call stopped, bit by bit as if it never had; returns at once where the
-    result is there. SIGTERM and SIGINT save a checkpoint and raise SystemExit (143, 130).
+    result is there. SIGTERM and SIGINT save a checkpoint and raise SystemExit (143, 130). Of several
+    processes all call it; the first writes, and a signal to one stops all.
 
     Args:
       data: directory of the finite splits.
@@ -59,13 +62,13 @@ def train(
     """
     out, data = Path(out), Path(data)
     mesh_of(run)
-    record = claim(run, out, label=label, command=command)
-    if (out / RESULT).exists():
-        return json.loads((out / RESULT).read_text())
+    record = agreed(lambda: claim(run, out, label=label, command=command))
+    if (found := agreed(lambda: finished(out))) is not None:
+        return found
     watch = progress or watcher()
     watch.start(record["label"], run.train.steps)
     try:
-        with alone(out):
+        with alone(out) if first() else nullcontext():
             training = Training(run, out, data=data, watch=watch, record=record)
             try:
                 return training.result()
@@ -73,6 +76,11 @@ def train(
                 training.close()
     finally:
         watch.close()
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The result of a run that has one."""
+    return json.loads((out / RESULT).read_text()) if (out / RESULT).exists() else None
 
 
 class Interrupted(Exception):
@@ -93,7 +101,10 @@ class Training:
         self.model = jax.eval_shape(lambda: build_model(run))
         self.program = program(dismantle(self.model)[0], train, self.mesh)
         self.state = started(build_model, run, self.mesh)
-        self.stream = pipeline.train_batches(task, batch=train.batch, seed=run.seed, directory=data)
+        self.rows = rows_here(rows(self.mesh), train.batch)
+        self.stream = pipeline.train_batches(
+            task, batch=train.batch, seed=run.seed, directory=data, rows=self.rows
+        )
         self.checkpoints = Checkpoints(out / "checkpoints", keep=train.keep, warn=watch.say)
 
         self.step, self.saved, self.evaluated, self.solved = 0, -1, -1, False
@@ -103,10 +114,11 @@ class Training:
         self.before, self.busy, self.waited, self.timed_steps = 0.0, 0.0, 0.0, 0
         self.resume()
 
-        self.log = Log(out, step=self.step)
+        self.log = Log(out, step=self.step) if first() else None
         self.feed: Feed | None = None
         self.pending: deque[tuple[int, int, Any]] = deque()
-        self.signal: int | None = None
+        self.heard: int | None = None  # by this process
+        self.signal: int | None = None  # that all obey
         self.began = self.mark = time.perf_counter()
         self.compiled = False
         self.lap = (0.0, 0)
@@ -118,8 +130,11 @@ class Training:
         try:
             with self.listening():
                 found = self.through()
-            if self.signal is not None:  # it came while the result was written: the sweep must not go on
-                raise SystemExit(128 + self.signal)
+            # One that came while the result was written: the sweep must not go on.
+            if (number := agreed(lambda: self.heard)) is not None:
+                raise SystemExit(128 + number)
+            if self.heard is not None:  # process 0 had not: then this one ends, and the others see it
+                signal.raise_signal(self.heard)
             return found
         except Diverged as divergence:
             return self.finish("diverged", str(divergence))
@@ -166,12 +181,15 @@ class Training:
                 self.stream,
                 step=self.step,
                 stop=self.next_stop,
-                most=train.steps_per_dispatch,
+                # Processes measure different times, and must call with as many steps.
+                most=train.steps_per_dispatch or (1 if jax.process_count() > 1 else None),
                 place=stacked(self.mesh),
+                rows=self.rows,
+                batch=train.batch,
             )
-        stop = self.next_stop(self.step)
+        stop_at = self.next_stop(self.step)
         waited = self.feed.waited
-        while self.step < stop:
+        while self.step < stop_at and not self.stopping():
             stack = self.feed.take()
             self.state, sums = self.program.steps(self.state, stack.batches, np.int32(stack.count))
             self.pending.append((self.step, stack.count, sums))
@@ -180,13 +198,16 @@ class Training:
             while len(self.pending) > (1 if self.compiled else 0):
                 self.read()
                 waited = self.feed.waited if not self.timed_steps else waited
-            if self.signal is not None:
-                break
         while self.pending:
             self.read()
         self.waited += self.feed.waited - waited
         if self.signal is not None:
             raise Interrupted
+
+    def stopping(self) -> bool:
+        """Whether a signal has come; asked before each program, and answered alike by all processes."""
+        self.signal = stop(self.heard)
+        return self.signal is not None
 
     def read(self) -> None:
         """Waits for the oldest dispatch that is not read, and records its steps."""
@@ -225,7 +246,8 @@ class Training:
             self.window = dict.fromkeys(self.window, 0.0)
 
     def write(self, step: int, split: str, found: dict[str, float]) -> None:
-        self.log.write(step, split, {**found, "seconds": self.seconds()})
+        if self.log is not None:
+            self.log.write(step, split, {**found, "seconds": self.seconds()})
         self.watch.measured(step, split, found)
 
     def seconds(self) -> float:
@@ -251,6 +273,7 @@ class Training:
         )
         parts = math.prod(self.mesh.shape[axis] for axis in BATCH)
         size = max(parts, size // parts * parts)
+        here = rows_here(rows(self.mesh), size)
         batches = pipeline.evaluation_batches(
             task,
             split,
@@ -258,6 +281,7 @@ class Training:
             directory=self.data,
             # The test split is scored whole: the baselines beside it are.
             limit=train.evaluation_examples if split == "validation" else None,
+            rows=here,
         )
         total = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
         late: deque[Any] = deque()
@@ -267,12 +291,12 @@ class Training:
                 total[key] += float(value)
 
         for batch in batches:
-            batch = jax.device_put(batch, rows(self.mesh))
-            late.append(self.program.evaluate(self.state.params, self.state.rest, batch))
+            if self.stopping():
+                raise Interrupted
+            whole = {name: spread(local, rows(self.mesh), here, size) for name, local in batch.items()}
+            late.append(self.program.evaluate(self.state.params, self.state.rest, whole))
             if len(late) > 2:
                 add()
-            if self.signal is not None:
-                raise Interrupted
         while late:
             add()
         if total["weight"] == 0:
@@ -347,6 +371,11 @@ class Training:
             found["test"] = self.evaluate(self.run.task, "test", "test")
             for name, task in self.run.task.evaluations().items():
                 found[f"test/{name}"] = self.evaluate(task, "test", f"test/{name}")
+        self.checkpoints.wait()
+        return agreed(lambda: self.written(status, found, message))
+
+    def written(self, status: str, found: dict[str, Metrics], message: str | None) -> dict[str, Any]:
+        """The result, which is now in the directory."""
         speed = self.timed_steps / self.busy if self.busy else 0.0
         result = {
             "status": status,
@@ -361,7 +390,6 @@ class Training:
             "tokens_per_s": speed * self.tokens,
             "data_wait": self.waited / self.busy if self.busy else 0.0,
         } | ({"message": message} if message else {})
-        self.checkpoints.wait()
         write_json(self.out / RESULT, result)
         return result
 
@@ -374,7 +402,7 @@ class Training:
         old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
         def heard(number: int, frame: Any) -> None:
-            self.signal = number
+            self.heard = number
             for each, handler in old.items():
                 signal.signal(each, handler)
 
@@ -390,4 +418,5 @@ class Training:
         if self.feed is not None:
             self.feed.close()
         self.checkpoints.close()
-        self.log.close()
+        if self.log is not None:
+            self.log.close()

@@ -8,6 +8,8 @@ from typing import Protocol
 
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from transformer_jax.parallel.group import first
+
 
 class Watcher(Protocol):
     """Is told what happens in a run."""
@@ -100,7 +102,9 @@ class Bar(Silent):
 
 
 def watcher() -> Watcher:
-    """The one that fits where standard output goes."""
+    """The one that fits where standard output goes; of several processes the first one speaks."""
+    if not first():
+        return Silent()
     return Bar() if sys.stdout.isatty() else Lines()
 
 
