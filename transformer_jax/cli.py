@@ -11,6 +11,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 from transformer_jax.errors import BadInput, unknown
 
 PROGRAM = "transformer_jax"
-VERBS = ("list", "run", "report", "check", "bench", "generate")
+VERBS = ("list", "run", "launch", "report", "check", "bench", "generate")
 EXAMPLES = """examples:
   python -m transformer_jax run quickstart
   python -m transformer_jax run experiments/quickstart.py --scale single --variants full,linear
@@ -83,9 +84,22 @@ def parser() -> Parser:
         "--variants full,linear,gated_delta_net+full; on several devices --train.mesh.fsdp 4.",
     )
     run = verb("run", "Run an experiment, or continue it, and report it.", run_experiment, fields)
-    for either in (run,):
+    launch = verb(
+        "launch", "Print the script or manifest that runs an experiment on a cluster.", print_launch, fields
+    )
+    for either in (run, launch):
         either.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
         either.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
+    launch.add_argument("--on", required=True, metavar="PLACE", help="tpu-vm, gke, kubeflow or slurm")
+    launch.add_argument("--topology", required=True, help="a slice such as v5e:4x4; on slurm NODESxGPUS")
+    launch.add_argument("--slices", type=int, default=1, help="how many slices (gke)")
+    launch.add_argument("--out", required=True, help="where results go: gs://..., or a folder (slurm)")
+    launch.add_argument("--data", default="data_cache", help="where data sets are kept")
+    launch.add_argument("--name", help="of the job (default: from EXPERIMENT and the scale)")
+    launch.add_argument("--image", help="container image with this package (gke, kubeflow)")
+    launch.add_argument("--zone", help="of Google Cloud (tpu-vm)")
+    launch.add_argument("--spot", action="store_true", help="take machines that may be preempted")
+    launch.add_argument("--time", default="24:00:00", help="limit of the job (slurm), [DAYS-]HH:MM:SS")
     run.add_argument(
         "--out",
         type=Path,
@@ -227,6 +241,32 @@ def _run_words(options: argparse.Namespace, out: Any, changes: dict[str, str]) -
     words = ["run", options.experiment, "--scale", options.scale, "--out", str(out)]
     words += ["--data", str(options.data)]
     return words + [part for name, value in changes.items() for part in (f"--{name}", value)]
+
+
+def print_launch(options: argparse.Namespace) -> int:
+    """The script or manifest, once the experiment is known to be one."""
+    from transformer_jax import experiment
+    from transformer_jax.launch import launch
+
+    if options.on not in launch.PLACES:
+        raise unknown("place", options.on, launch.PLACES)
+    path, changes = experiment.find(options.experiment), settings(options.rest)
+    experiment.load(path)[0].at(options.scale, changes)
+    name = re.sub(r"[^a-z0-9]+", "-", f"{path.stem}-{options.scale}".lower()).strip("-")
+    wanted = launch.Launch(
+        on=options.on,
+        topology=options.topology,
+        slices=options.slices,
+        run=_run_words(options, options.out, changes),
+        out=options.out,
+        name=options.name or name,
+        image=options.image,
+        zone=options.zone,
+        spot=options.spot,
+        time=options.time,
+    )
+    print(launch.written(wanted), end="")
+    return 0
 
 
 def folder(experiment: str, scale: str, changes: dict[str, str]) -> str:

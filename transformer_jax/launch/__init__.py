@@ -1,0 +1,1 @@
+"""Ready scripts and manifests for the places where experiments run: Cloud TPU VMs, GKE, Kubeflow, SLURM."""
