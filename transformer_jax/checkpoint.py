@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 
 from transformer_jax.errors import BadInput
 from transformer_jax.parallel.group import agreed, objection
+from transformer_jax.store import absolute
 
 Leaves = dict[str, Any]
 Parts = Mapping[str, Any]
@@ -55,7 +56,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, *, keep: int = 2, warn: Callable[[str], None] = print):
-        self.directory, self.warn = Path(directory).absolute(), warn
+        self.directory, self.warn = absolute(directory), warn
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -118,7 +119,7 @@ def restore_latest(directory: Path, like: Parts, *, warn: Callable[[str], None] 
 
     Raises BadInput where there is none, or where it does not fit `like`.
     """
-    directory = Path(directory).absolute()
+    directory = absolute(directory)
     if not directory.is_dir():
         raise BadInput(f"There are no checkpoints at {directory}: give the directory of a trained run.")
     options = ocp.CheckpointManagerOptions(read_only=True)

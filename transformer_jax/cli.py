@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.store import place
 
 PROGRAM = "transformer_jax"
 VERBS = ("list", "run", "launch", "report", "check", "bench", "generate")
@@ -102,11 +103,11 @@ def parser() -> Parser:
     launch.add_argument("--time", default="24:00:00", help="limit of the job (slurm), [DAYS-]HH:MM:SS")
     run.add_argument(
         "--out",
-        type=Path,
+        type=_place,
         help="where results go (default: runs/EXPERIMENT-SCALE, and a short hash of the settings given here)",
     )
     run.add_argument("--settings", action="store_true", help="show what can be set, as it is set, and stop")
-    run.add_argument("--data", type=Path, default=Path("data_cache"), help="where data sets are kept")
+    run.add_argument("--data", type=_place, default=Path("data_cache"), help="where data sets are kept")
     for name, of, says in (
         (
             "--coordinator",
@@ -118,7 +119,7 @@ def parser() -> Parser:
     ):
         run.add_argument(name, type=of, help=says)
     report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
-    report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    report.add_argument("directories", nargs="+", type=_place, metavar="DIR")
     check = verb("check", "Prove a mechanism by the conformance suite.", run_checks)
     check.add_argument("target", metavar="VARIANT_OR_FILE")
     bench = verb(
@@ -135,7 +136,9 @@ def parser() -> Parser:
         run_generate,
         "Settings and their defaults: python -m transformer_jax generate --settings.",
     )
-    generate.add_argument("checkpoint", nargs="?", type=Path, metavar="CHECKPOINT", help="directory of a run")
+    generate.add_argument(
+        "checkpoint", nargs="?", type=_place, metavar="CHECKPOINT", help="directory of a run"
+    )
     generate.add_argument("--settings", action="store_true", help="show what can be set, and stop")
     for machine_readable in (listed, report, bench):
         machine_readable.add_argument("--json", action="store_true", help="print machine-readable lines")
@@ -369,6 +372,13 @@ def _configured(kind: type, options: argparse.Namespace, **given: Any) -> Any:
         if name not in known:
             raise unknown(f"setting of {options.verb}", name, known)
     return kind(**given, **{name: overrides.parse(name, known[name], text) for name, text in words.items()})
+
+
+def _place(text: str) -> Path:
+    try:
+        return place(text)
+    except BadInput as error:  # which the parser would replace by a sentence of its own
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,11 @@ from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
 from transformer_jax.parallel.group import agreed, first
+<<<<<<< HEAD
+=======
+from transformer_jax.parallel.mesh import AXES
+from transformer_jax.store import writable
+>>>>>>> 9a47ffe (Take gs:// URLs as directories of runs, checkpoints and data)
 from transformer_jax.train import loop
 from transformer_jax.train.devices import mesh_of
 from transformer_jax.train.run import MESH, Run, build_model, digest, resolved, versions, write_json
@@ -274,7 +278,7 @@ def _admit(out: Path, record: Mapping[str, Any]) -> None:
             return
         if not out.is_dir():
             raise BadInput(f"{out} is a file: choose another --out.")
-        if not os.access(out, os.W_OK | os.X_OK):
+        if not writable(out):
             raise BadInput(f"Cannot write to {out}: choose another --out, or change its permissions.")
         if not (out / RECORD).is_file():
             if any(out.iterdir()):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from tests.train.toy import toy_model, toy_run
+from transformer_jax.store import place
 from transformer_jax.train import loop
 
 
@@ -26,4 +26,4 @@ def long_run(save_every: int, steps: int):
 if __name__ == "__main__":
     out, data, save_every, steps = sys.argv[1:]
     loop.build_model = toy_model
-    loop.train(long_run(int(save_every), int(steps)), Path(out), data=Path(data), label="worker")
+    loop.train(long_run(int(save_every), int(steps)), place(out), data=place(data), label="worker")

@@ -23,8 +23,10 @@ import tensorflow_datasets as tfds
 
 from transformer_jax.data.task import SPLITS, Batch, Split, Task
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.store import absolute, place, remote, scratch, write_text
 
 _turn = threading.Lock()
+LAST = "dataset_info.json"  # the file of a split that is written last
 IN_MEMORY = 512 * 2**20  # bytes of records; a larger split is read from disk batch by batch
 
 
@@ -111,14 +113,21 @@ def read(task: Task, split: Split, directory: Path) -> Stored:
         raise unknown("split", split, SPLITS)
     if split == "train" and task.endless:
         raise BadInput(f"{task.name}: the {split} split is endless; only finite splits are stored.")
-    return _read(task, split, Path(directory).absolute(), task.fingerprint())
+    return _read(task, split, absolute(directory), task.fingerprint())
 
 
 @functools.lru_cache(maxsize=16)
 def _read(task: Task, split: Split, directory: Path, fingerprint: str) -> Stored:
-    path = directory / task.name / f"{split}-{fingerprint}"
+    there = directory / task.name / f"{split}-{fingerprint}"
+    if remote(directory):  # array_record reads files: what the store has is copied, what it lacks made here
+        directory = scratch(directory)
+    path = directory / task.name / there.name
+    if not path.is_dir() and there != path and (there / LAST).exists():
+        _copy(there, path)
     if not path.is_dir():
         _write(task, split, directory, path)
+    if there != path and not (there / LAST).exists():
+        _copy(path, there)
     try:
         builder = tfds.builder_from_directory(path)
         return Stored(task, builder.as_data_source(split), builder.info.splits[split].num_bytes)
@@ -127,6 +136,22 @@ def _read(task: Task, split: Split, directory: Path, fingerprint: str) -> Stored
             f"The stored data at {path} cannot be read ({type(error).__name__}); "
             "delete that directory, then run again."
         ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """The files of a split. In a store LAST says that all are there; on a disk one rename does."""
+    files = sorted(source.iterdir(), key=lambda file: file.name == LAST)
+    with _writable(target):
+        if remote(target):
+            for file in files:
+                (target / file.name).write_bytes(file.read_bytes())
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        for file in files:
+            (half / file.name).write_bytes(file.read_bytes())
+        with contextlib.suppress(OSError):  # another process was faster, with the same files
+            os.rename(half, target)
 
 
 def _write(task: Task, split: Split, directory: Path, path: Path) -> None:
@@ -150,15 +175,14 @@ def remembered(
     task: Task, directory: Path, name: str, compute: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
     """`compute()`, kept as JSON beside the task's splits; a file that cannot be read is computed again."""
-    path = Path(directory) / task.name / f"{name}-{task.fingerprint()}.json"
+    directory = place(directory)
+    path = directory / task.name / f"{name}-{task.fingerprint()}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text())
     result = compute()
-    with _writable(Path(directory)):
+    with _writable(directory):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".writing-", delete=False) as file:
-            json.dump(result, file, indent=1)
-        os.replace(file.name, path)
+        write_text(path, json.dumps(result, indent=1))
     return result
 
 

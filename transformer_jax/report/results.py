@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transformer_jax.errors import BadInput
+from transformer_jax.store import place
 
 Status = Literal["finished", "solved", "diverged", "failed", "unfinished"]
 STATUSES: tuple[Status, ...] = ("solved", "finished", "diverged", "failed", "unfinished")
@@ -106,7 +107,7 @@ def read(directory: Path) -> Results:
 
     Raises BadInput where there are none, or none readable.
     """
-    path = Path(directory) / "experiment.json"
+    path = place(directory) / "experiment.json"
     if not path.is_file():
         raise BadInput(
             f"{directory} holds no results (no experiment.json): give the directory that `run` wrote, "
@@ -118,10 +119,10 @@ def read(directory: Path) -> Results:
         raise BadInput(
             f"{path} lacks {', '.join(sorted(missing))}: run the experiment again into a new directory."
         )
-    cells = tuple(_cell(Path(directory), entry) for entry in experiment["cells"])
+    cells = tuple(_cell(place(directory), entry) for entry in experiment["cells"])
     if not any(cell.result for cell in cells):
         raise BadInput(f"{directory} has no finished run yet: let `run` finish at least one of {len(cells)}.")
-    return Results(directory=Path(directory), experiment=experiment, cells=cells)
+    return Results(directory=place(directory), experiment=experiment, cells=cells)
 
 
 def differing_versions(results: Iterable[Results]) -> dict[str, list[str]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
 from transformer_jax.report.summary import p_values, summarize
+from transformer_jax.store import place, write_text
 
 
 def report(directories: Sequence[Path], console: Console | None = None) -> list[Path]:
@@ -25,7 +26,7 @@ def report(directories: Sequence[Path], console: Console | None = None) -> list[
     Raises BadInput where a directory holds no results or cannot be written.
     """
     console = console or Console()
-    everything = [read(Path(directory)) for directory in directories]
+    everything = [read(place(directory)) for directory in directories]
     warnings = version_warnings(everything)
     for warning in warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
@@ -57,12 +58,13 @@ def write(results: Results, warnings: Sequence[str] = ()) -> Path:
     try:
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
-            figure.savefig(folder / f"{name}.png", dpi=160)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        _replace(folder / "report.md", f"{text}\n{links}\n")
-        _replace(folder / "report.tex", table.latex_document(title, written))
-        _replace(folder / "report.csv", table.comma_separated(numbers(results)))
-        _replace(folder / "report.html", html.page(results, written, drawings, warnings))
+            for kind, how in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
+                figure.savefig(drawing := io.BytesIO(), format=kind, **how)
+                (folder / f"{name}.{kind}").write_bytes(drawing.getvalue())
+        write_text(folder / "report.md", f"{text}\n{links}\n")
+        write_text(folder / "report.tex", table.latex_document(title, written))
+        write_text(folder / "report.csv", table.comma_separated(numbers(results)))
+        write_text(folder / "report.html", html.page(results, written, drawings, warnings))
     except OSError as error:
         raise BadInput(f"Cannot write {folder}: {error.strerror}. Make the directory writable.") from None
     return folder / "report.html"
@@ -105,7 +107,7 @@ def numbers(results: Results) -> list[dict[str, Any]]:
 
 def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """One JSON object for each warning and each variant of each directory."""
-    everything = [read(Path(directory)) for directory in directories]
+    everything = [read(place(directory)) for directory in directories]
     for warning in version_warnings(everything):
         yield {"kind": "warning", "message": warning}
     for results in everything:
@@ -145,9 +147,3 @@ def version_warnings(everything: Sequence[Results]) -> list[str]:
         return []
     listed = "; ".join(f"{library} {' and '.join(versions)}" for library, versions in different.items())
     return [f"Not comparable without care: the runs used different versions ({listed})."]
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

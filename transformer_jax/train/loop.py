@@ -23,6 +23,7 @@ from transformer_jax.errors import BadInput
 from transformer_jax.parallel.group import agreed, first, stop
 from transformer_jax.parallel.mesh import BATCH
 from transformer_jax.parallel.rows import rows_here, spread
+from transformer_jax.store import place
 from transformer_jax.train import metrics as measures
 from transformer_jax.train.devices import mesh_of, rows, stacked
 from transformer_jax.train.feed import Feed
@@ -52,7 +53,7 @@ def train(
     processes all call it; the first writes, and a signal to one stops all.
 
     Args:
-      data: directory of the finite splits.
+      out, data: directories, of the run and of the finite splits; either may be a gs:// URL.
       label: what the run is called in lines and reports. command: the command that started it.
       progress: what a person sees; None: a bar on a terminal, lines elsewhere.
 
@@ -60,7 +61,7 @@ def train(
       BadInput: `out` cannot be written, belongs to another run or is being written by another process; the
         run does not divide over its mesh.
     """
-    out, data = Path(out), Path(data)
+    out, data = place(out), place(data)
     mesh_of(run)
     record = agreed(lambda: claim(run, out, label=label, command=command))
     if (found := agreed(lambda: finished(out))) is not None:
@@ -330,6 +331,8 @@ class Training:
                 "timed_steps": self.timed_steps,
             },
         }
+        if self.log is not None:
+            self.log.flush()  # what is resumed from here continues this record
         self.checkpoints.save(self.step, self.state.parts(), record)
         self.saved, self.mark = self.step, time.perf_counter()
 

@@ -1,15 +1,16 @@
-"""From sums to metrics, and the record of them: JSON lines, with TensorBoard files beside."""
+"""From sums to metrics, and the record of them: JSON lines, on a disk with TensorBoard files beside."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from transformer_jax.store import place, remote, write_text
 
 METRICS = "metrics.jsonl"
 Metrics = dict[str, float]
@@ -42,27 +43,36 @@ class Log:
     """
 
     def __init__(self, out: Path, *, step: int):
-        path = out / METRICS
-        kept = [json.dumps(line) + "\n" for line in read_metrics(out) if _stays(line, step)]
-        half = out / f".{METRICS}.part"
-        half.write_text("".join(kept))
-        os.replace(half, path)
-        self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.path = out / METRICS
+        self.kept = [json.dumps(line) + "\n" for line in read_metrics(out) if _stays(line, step)]
+        write_text(self.path, "".join(self.kept))
+        # An object cannot be appended to: there the lines are kept and written whole, with each checkpoint.
+        self.file = None if remote(out) else self.path.open("a", buffering=1)
+        self.board = None if remote(out) else SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, "split": split, **metrics}, allow_nan=False) + "\n")
+        line = json.dumps({"step": step, "split": split, **metrics}, allow_nan=False) + "\n"
+        if self.file is None:
+            self.kept.append(line)
+            return
+        self.file.write(line)
         for name, value in metrics.items():
             self.board.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        if self.file is None:
+            write_text(self.path, "".join(self.kept))
+
     def close(self) -> None:
-        self.file.close()
-        self.board.close()
+        self.flush()
+        if self.file is not None:
+            self.file.close()
+            self.board.close()
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are whole."""
-    path = Path(out) / METRICS
+    path = place(out) / METRICS
     if not path.exists():
         return []
     found = []

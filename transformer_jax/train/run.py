@@ -28,6 +28,7 @@ from transformer_jax.errors import BadInput, unknown
 from transformer_jax.model.config import Transformer
 from transformer_jax.model.transformer import Model
 from transformer_jax.overrides import differences, fields, require
+from transformer_jax.store import place, remote, writable, write_text
 from transformer_jax.train.config import Train
 
 CONFIG = "config.json"
@@ -85,7 +86,7 @@ def load_run(path: Path) -> Run:
     settings = dict(record["config"])
     if settings.keys() != {"task", "model", "train", "seed"}:
         raise BadInput(
-            f"{Path(path) / CONFIG} is not the record of a run: give a directory that `run` wrote."
+            f"{place(path) / CONFIG} is not the record of a run: give a directory that `run` wrote."
         )
     task = dict(settings["task"])
     kind, version = task_class(task.pop("name")), task.pop("version")
@@ -130,7 +131,7 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
         raise BadInput(
             f"Cannot make the directory {out} ({error.strerror}): choose another output directory."
         ) from error
-    if not os.access(out, os.W_OK | os.X_OK):
+    if not writable(out):
         raise BadInput(f"Cannot write to {out}: choose another output directory, or change its permissions.")
     if (out / CONFIG).exists():
         stored = _read_config(out)
@@ -164,7 +165,13 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
 
 @contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keeps other processes out of the directory of a run; the system lets go of it however this one ends."""
+    """Keeps other processes out of the directory of a run; the system lets go of it however this one ends.
+
+    A store has no such locks: there it is for the launcher to start a run once (each form of `launch` does).
+    """
+    if remote(out):
+        yield
+        return
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()
@@ -202,13 +209,11 @@ def device() -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all: a kill leaves the old file or the new one."""
-    half = path.with_name(f".{path.name}.part")
-    half.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    os.replace(half, path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    file = Path(path) / CONFIG
+    file = place(path) / CONFIG
     try:
         record = json.loads(file.read_text())
         if isinstance(record, dict) and {"digest", "config"} <= record.keys():
@@ -281,4 +286,4 @@ def _value(kind: Any, value: Any, name: str) -> Any:
         return tuple(_value(member, item, name) for member, item in zip(members, value, strict=True))
     if kind is Any and isinstance(value, list):
         return tuple(_value(Any, item, name) for item in value)
-    return Path(value) if kind is Path and value is not None else value
+    return place(value) if kind is Path and value is not None else value
