@@ -82,7 +82,7 @@ def parser() -> Parser:
     fields = (
         "Any field of the experiment can be set by its name: --model.width 128, --train.steps 2000, "
         "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, --sliding_window.window 16, "
-        "--variants full,linear,gated_delta_net+full; on several devices --train.mesh.fsdp 4.",
+        "--variants full,linear,gated_delta_net+full; on several devices --train.mesh.fsdp 4."
     )
     run = verb("run", "Run an experiment, or continue it, and report it.", run_experiment, fields)
     launch = verb(

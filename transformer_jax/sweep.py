@@ -22,11 +22,7 @@ from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
 from transformer_jax.parallel.group import agreed, first
-<<<<<<< HEAD
-=======
-from transformer_jax.parallel.mesh import AXES
 from transformer_jax.store import writable
->>>>>>> 9a47ffe (Take gs:// URLs as directories of runs, checkpoints and data)
 from transformer_jax.train import loop
 from transformer_jax.train.devices import mesh_of
 from transformer_jax.train.run import MESH, Run, build_model, digest, resolved, versions, write_json

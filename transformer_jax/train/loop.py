@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
 from transformer_jax.errors import BadInput
-from transformer_jax.parallel.group import agreed, first, stop
+from transformer_jax.parallel.group import agreed, first
 from transformer_jax.parallel.mesh import BATCH
 from transformer_jax.parallel.rows import rows_here, spread
 from transformer_jax.store import place
@@ -30,6 +28,7 @@ from transformer_jax.train.feed import Feed
 from transformer_jax.train.metrics import Log, Metrics
 from transformer_jax.train.progress import Watcher, watcher
 from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
+from transformer_jax.train.signals import Signals
 from transformer_jax.train.state import State, dismantle
 from transformer_jax.train.step import program, started
 
@@ -118,8 +117,7 @@ class Training:
         self.log = Log(out, step=self.step) if first() else None
         self.feed: Feed | None = None
         self.pending: deque[tuple[int, int, Any]] = deque()
-        self.heard: int | None = None  # by this process
-        self.signal: int | None = None  # that all obey
+        self.signals = Signals()
         self.began = self.mark = time.perf_counter()
         self.compiled = False
         self.lap = (0.0, 0)
@@ -129,18 +127,14 @@ class Training:
     def result(self) -> dict[str, Any]:
         """Trains to the end and writes the result."""
         try:
-            with self.listening():
+            with self.signals.listening():
                 found = self.through()
-            # One that came while the result was written: the sweep must not go on.
-            if (number := agreed(lambda: self.heard)) is not None:
-                raise SystemExit(128 + number)
-            if self.heard is not None:  # process 0 had not: then this one ends, and the others see it
-                signal.raise_signal(self.heard)
+            self.signals.at_end()
             return found
         except Diverged as divergence:
             return self.finish("diverged", str(divergence))
         except Interrupted:
-            number = self.signal
+            number = self.signals.obeyed
             self.save()
             self.checkpoints.wait()
             path = self.checkpoints.path(self.step)
@@ -190,7 +184,7 @@ class Training:
             )
         stop_at = self.next_stop(self.step)
         waited = self.feed.waited
-        while self.step < stop_at and not self.stopping():
+        while self.step < stop_at and not self.signals.stopping():
             stack = self.feed.take()
             self.state, sums = self.program.steps(self.state, stack.batches, np.int32(stack.count))
             self.pending.append((self.step, stack.count, sums))
@@ -202,13 +196,8 @@ class Training:
         while self.pending:
             self.read()
         self.waited += self.feed.waited - waited
-        if self.signal is not None:
+        if self.signals.obeyed is not None:
             raise Interrupted
-
-    def stopping(self) -> bool:
-        """Whether a signal has come; asked before each program, and answered alike by all processes."""
-        self.signal = stop(self.heard)
-        return self.signal is not None
 
     def read(self) -> None:
         """Waits for the oldest dispatch that is not read, and records its steps."""
@@ -292,7 +281,7 @@ class Training:
                 total[key] += float(value)
 
         for batch in batches:
-            if self.stopping():
+            if self.signals.stopping():
                 raise Interrupted
             whole = {name: spread(local, rows(self.mesh), here, size) for name, local in batch.items()}
             late.append(self.program.evaluate(self.state.params, self.state.rest, whole))
@@ -395,27 +384,6 @@ class Training:
         } | ({"message": message} if message else {})
         write_json(self.out / RESULT, result)
         return result
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """SIGTERM and SIGINT are noted and heard between dispatches; a second one ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-        def heard(number: int, frame: Any) -> None:
-            self.heard = number
-            for each, handler in old.items():
-                signal.signal(each, handler)
-
-        for number in old:
-            signal.signal(number, heard)
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     def close(self) -> None:
         if self.feed is not None:
