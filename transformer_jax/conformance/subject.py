@@ -128,6 +128,11 @@ def _quick_to_compile() -> dict[str, Any]:
     return chosen
 
 
+def run(mixer: Mixer, x: Any, layout: Layout | None = None, state: Any = None, **kw: Any):
+    """One call, compiled: `mixer(x, layout, state)`."""
+    return call(mixer)(x, plain(*x.shape[:2]) if layout is None else layout, state, **kw)
+
+
 def call(mixer: Mixer) -> Callable:
     graph, values = nnx.split(mixer)
 
