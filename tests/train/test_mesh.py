@@ -13,6 +13,8 @@ from transformer_jax.train.run import digest
 
 ONE = Axes(data=1)
 MIXED = Axes(data=2, fsdp=2, tensor=2)
+# Adam divides a gradient by its own size, so that one of nothing but rounding moves as far as any.
+SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 
 
 def agrees(found, wanted):
@@ -24,9 +26,9 @@ def agrees(found, wanted):
 
 
 def test_cut_along_three_axes_a_run_trains_as_on_one_device(on_eight_devices):
-    """With accumulation, rematerialization, dropout and weight decay."""
+    """With accumulation, rematerialization and dropout."""
     model = {"remat": "dots", "dropout": 0.1, "mlp": "swiglu", "embeddings": "untied"}
-    train = {"accumulate": 2, "weight_decay": 0.1}
+    train = SGD | {"accumulate": 2}
     one, many = (on_eight_devices(on_meshes.trained, run_of(axes, train, **model)) for axes in (ONE, MIXED))
     agrees(many, one)
 
@@ -38,7 +40,7 @@ def test_cut_along_three_axes_a_run_trains_as_on_one_device(on_eight_devices):
 @pytest.mark.parametrize("remat", ["none", "full", "projections"])
 def test_other_meshes_train_as_one_device(on_eight_devices, axes, remat):
     one, many = (
-        on_eight_devices(on_meshes.trained, run_of(a, remat=remat), slopes=True) for a in (ONE, axes)
+        on_eight_devices(on_meshes.trained, run_of(a, SGD, remat=remat), slopes=True) for a in (ONE, axes)
     )
     agrees(many, one)
 
@@ -46,12 +48,9 @@ def test_other_meshes_train_as_one_device(on_eight_devices, axes, remat):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated_delta_net", "mamba", "performer", "gru", "window_and_linear"])
 def test_other_mechanisms_train_as_on_one_device(on_eight_devices, name):
-    """By SGD: Adam divides a gradient by its own size, so that one of nothing but rounding moves as far as
-    any."""
-    chosen, train = (mechanism(name),), {"optimizer": "sgd", "learning_rate": 0.1}
+    chosen = (mechanism(name),)
     one, many = (
-        on_eight_devices(on_meshes.trained, run_of(a, train, mixers=chosen), slopes=True)
-        for a in (ONE, MIXED)
+        on_eight_devices(on_meshes.trained, run_of(a, SGD, mixers=chosen), slopes=True) for a in (ONE, MIXED)
     )
     agrees(many, one)
 
