@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from transformer_jax.attention.contract import Layout, Mixer
 
@@ -55,8 +56,8 @@ def decode_bytes(graph: Any, values: Any, batch: int = 1) -> Step:
     """A step of one token per sequence. Raises BadInput where decoding is undefined."""
     state = jax.eval_shape(lambda values: nnx.merge(graph, values).init_state(batch), values)
     jaxpr = jax.make_jaxpr(step(graph))(values, *token(graph, values, batch), state).jaxpr
-    used = {id(var) for eqn in jaxpr.eqns for var in eqn.invars} | {id(var) for var in jaxpr.outvars}
-    read = sum(_bytes(var) for var in jaxpr.invars if id(var) in used)
+    jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))  # what nothing comes of is not read
+    read = sum(map(_bytes, jaxpr.invars))
     written = sum(_written(jaxpr, var) for var in jaxpr.outvars)
     return Step(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)), read, written)
 
