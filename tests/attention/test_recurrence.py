@@ -171,7 +171,7 @@ def test_every_form_equals_the_recurrence_as_written(kind, layout, length, chunk
 @pytest.mark.parametrize("kind", ["channel zeros", "head micro tied signed"])
 def test_the_two_executions_agree_on_values_states_and_gradients(kind):
     r = make(kind, 21)
-    steps, _, _ = forms._steps(r, None, None, forms.empty_state(r))
+    steps, _, _ = forms._steps(r, None, None, lambda own: forms.empty_state(r)["m"])
     S = jnp.asarray(np.random.default_rng(1).standard_normal(steps.empty().shape))
 
     def both(execution):
@@ -288,7 +288,7 @@ def test_repeated_keys_are_solved_exactly_in_float32():
 def test_a_shard_is_an_affine_map_that_composes():
     """The state of a sequence from the summaries of its halves, each made from nothing."""
     r = make("head tied", 16)
-    steps, _, _ = forms._steps(r, None, None, forms.empty_state(r))
+    steps, _, _ = forms._steps(r, None, None, lambda own: forms.empty_state(r)["m"])
     identity = jnp.broadcast_to(jnp.eye(H), (B, N, H, H))
 
     def summary(part):

@@ -19,7 +19,7 @@ heads, H head size, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -27,6 +27,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.mesh import cuts_sequence
+from transformer_jax.parallel.sequence import require_divisible
 
 State = dict[str, Any]
 Mode = Literal["causal", "bidirectional", "cross", "padding", "packing", "decoding"]
@@ -44,12 +46,15 @@ class Capability:
 
     Attributes:
       refused: mode -> the sentence that says why it is undefined. Every other mode is defined.
-      sequence: how a sequence is spread over devices: in parallel, by gathering it, serially, or not.
+      sequence: how a sequence is spread over devices. "parallel": each computes its own shard and tells the
+        others what they need of it. "gathered": each holds the streams of whole sequences, and computes
+        them as one device would. "serial": one shard after the other. "refused": not at all. None: as the
+        class says that the mechanism is built on.
       notes: mode -> a convention worth knowing ("forward plus reversed").
     """
 
     refused: Mapping[Mode, str] = field(default_factory=dict)
-    sequence: Literal["parallel", "gathered", "serial", "refused"] = "parallel"
+    sequence: Literal["parallel", "gathered", "serial", "refused"] | None = None
     notes: Mapping[Mode, str] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -154,6 +159,13 @@ class Layout:
         before = jnp.concatenate([previous[:, None], self.segments[:, :-1]], axis=1)
         return self.segments != before
 
+    def ends(self) -> jax.Array | None:
+        """(B, T) bool: does another segment begin after this token? None where there is but one per row."""
+        if self.segments is None:
+            return None
+        after = jnp.concatenate([self.segments[:, 1:], self.segments[:, -1:]], axis=1)
+        return self.segments != after
+
     def last_segment(self, previous: jax.Array) -> jax.Array:
         """(B,) the segment of each row's last valid token; `previous` where a row has none."""
         if self.segments is None:
@@ -178,13 +190,18 @@ class Mixer(nnx.Module):
     """Work of a forward pass in T, such as 'T²' or 'T·w'."""
     state: ClassVar[str] = ""
     """Decode state per sequence in T, such as 'T' or '1'."""
-    capability: ClassVar[Capability] = Capability()
+    capability: ClassVar[Capability] = Capability(sequence="gathered")
     small: ClassVar[Mapping[str, Any]] = {}
     """Options at which the conformance suite proves it: small, so that short sequences exercise all of it."""
     own_convolution: ClassVar[bool] = False
     """Whether it has a short convolution inside; a model then adds none before it."""
     tolerance: ClassVar[Mapping[str, float]] = {"float32": 1e-5, "bfloat16": 2e-2}
     """Error budget: ‖y − y64‖ / ‖y64‖ against the float64 definition, per dtype of the streams."""
+
+    def __init_subclass__(cls, **kw):
+        super().__init_subclass__(**kw)
+        if cls.capability.sequence is None:
+            cls.capability = replace(cls.capability, sequence=super(cls, cls).capability.sequence)
 
     def __init__(self, geometry: Geometry):
         self.capability.require("causal" if geometry.causal else "bidirectional", self.name)
@@ -247,3 +264,7 @@ class Mixer(nnx.Module):
                 f"A sequence of {length} tokens exceeds the model's length={self.geometry.length}: "
                 f"raise length, or shorten the input."
             )
+        if cuts_sequence() and state is None:
+            if self.capability.sequence == "refused":
+                raise BadInput(f"{self.name} does not spread a sequence over devices: set mesh.sequence=1.")
+            require_divisible(length)

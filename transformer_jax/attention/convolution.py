@@ -8,6 +8,8 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Layout, State
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.mesh import cuts_sequence
+from transformer_jax.parallel.sequence import along_time, halo
 
 
 class ShortConvolution(nnx.Module):
@@ -29,20 +31,16 @@ class ShortConvolution(nnx.Module):
         """x (B, T, C) → y (B, T, C), and the state after each row's last valid token."""
         batch, length, _ = x.shape
         x, before = x.astype(self.dtype), self.taps - 1
-        kernel = self.kernel[...].astype(self.dtype)[:, None, None]  # (taps, 1, 1, C)
+        kernel = self.kernel[...].astype(self.dtype)
+        if state is None and before and cuts_sequence():
+            return along_time(_on_shard, x, layout.segments, whole=kernel), None
         memory = self.init_state(batch) if state is None else state
         seen = jnp.concatenate([memory["inputs"].astype(x.dtype), x], axis=1)
         segments = layout.segments
         if segments is not None:
             earlier = jnp.broadcast_to(memory["segment"][:, None], (batch, before))
             segments = jnp.concatenate([earlier, segments], axis=1)
-        y = x * kernel[-1]
-        for j in range(before):
-            tap = seen[:, j : j + length]
-            if segments is not None:
-                same = segments[:, j : j + length] == layout.segments
-                tap = jnp.where(same[..., None], tap, 0)
-            y = y + tap * kernel[j]
+        y = _convolved(kernel, seen, segments)
         return y, None if state is None else self._after(seen, segments, layout, memory)
 
     def init_state(self, batch: int) -> State:
@@ -62,3 +60,23 @@ class ShortConvolution(nnx.Module):
             same = jnp.take_along_axis(segments, places, axis=1) == last[:, None]
             inputs = jnp.where(same[..., None], inputs, 0)
         return {"inputs": inputs, "segment": last}
+
+
+def _convolved(kernel: jax.Array, seen: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """y (B, T, C) with kernel (taps, C), from inputs and segments of taps − 1 tokens more."""
+    before = len(kernel) - 1
+    length = seen.shape[1] - before
+    kernel = kernel[:, None, None]
+    y = seen[:, before:] * kernel[-1]
+    for j in range(before):
+        tap = seen[:, j : j + length]
+        if segments is not None:
+            same = segments[:, j : j + length] == segments[:, before:]
+            tap = jnp.where(same[..., None], tap, 0)
+        y = y + tap * kernel[j]
+    return y
+
+
+def _on_shard(x: jax.Array, segments: jax.Array | None, kernel: jax.Array) -> jax.Array:
+    """The same of a shard, whose first tokens are convolved with the last ones of the shard before."""
+    return _convolved(kernel, *halo((x, segments), len(kernel) - 1))

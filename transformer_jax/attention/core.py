@@ -10,7 +10,9 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Layout, Mixer, State
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.mesh import cuts_sequence, on
 from transformer_jax.parallel.rules import constrain, named
+from transformer_jax.parallel.sequence import gathered, spread
 
 Streams = dict[str, jax.Array]
 
@@ -79,6 +81,16 @@ class CoreMixer(Mixer):
         """The execution: streams → (B, T, heads, size of v), and the part of the state it moved."""
         raise NotImplementedError
 
+    def placed_core(self, streams: Streams, layout: Layout, state: State | None) -> tuple[jax.Array, State]:
+        """`core`, with the sequence spread over devices as the record says. An engine that is "parallel" or
+        "serial" does that itself; others, and whatever goes on from a state, are run on whole sequences."""
+        if not cuts_sequence() or (state is None and self.capability.sequence != "gathered"):
+            return self.core(streams, layout, state)
+        streams, layout = gathered((streams, layout))
+        with on(None):
+            o, moved = self.core(streams, layout, state)
+        return (o if state is not None else spread(o)), moved
+
     def core_flops(self, batch: int, length: int) -> int:
         """Matrix-product FLOPs of `core`."""
         raise NotImplementedError
@@ -103,7 +115,7 @@ class CoreMixer(Mixer):
             # Lengths and segments are those of x, not of the context: all of the context is seen.
             layout = Layout(layout.positions)
         streams = {name: on_heads(s) for name, s in streams.items()}
-        o, core_moved = self.core(streams, layout, state)
+        o, core_moved = self.placed_core(streams, layout, state)
         o = on_heads(self.after(o, streams))
         return self.finish(o, x), None if state is None else {**state, **moved, **core_moved}
 

@@ -117,6 +117,7 @@ def _section(mixer: type[Mixer]) -> str:
     lines.append(f"- defined for: {', '.join(said['defined for'])}")
     lines += [f"- refused, {mode}: {why}" for mode, why in said["refused"].items()]
     lines += [f"- {mode}: {note}" for mode, note in said["notes"].items()]
+    lines.append(f"- a sequence over devices: {said['sequence']}")
     chosen = ", ".join(f"`{name}={default!r}`" for name, default in said["options"].items())
     lines += [f"- options: {chosen}"] if chosen else []
     lines.append(f"- file: `{mixer.__module__.replace('.', '/')}.py`")

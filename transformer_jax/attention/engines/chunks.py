@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 
 def in_chunks(
-    body: Callable[[Any, Any], tuple[Any, jax.Array]], streams: Any, state: Any, *, length: int, chunk: int
-) -> tuple[jax.Array, Any]:
-    """o (B, T, …) and the last state of state, o = body(state, streams of one chunk).
+    body: Callable[[Any, Any], tuple[Any, Any]], streams: Any, state: Any, *, length: int, chunk: int
+) -> tuple[Any, Any]:
+    """o (B, T, …), or None, and the last state of state, o = body(state, streams of one chunk).
 
     The backward pass keeps the states between chunks and recomputes what is inside: temporaries are linear
     in T.
@@ -33,8 +33,11 @@ def in_chunks(
         x = jnp.pad(x, ((0, 0), (0, chunks * size - x.shape[1])) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], chunks, size, *x.shape[2:]), 1, 0)
 
+    def unfold(o):
+        return jnp.moveaxis(o, 0, 1).reshape(o.shape[1], chunks * n, *o.shape[3:])[:, :length]
+
     state, o = jax.lax.scan(jax.checkpoint(body, prevent_cse=False), state, jax.tree.map(fold, streams))
-    return jnp.moveaxis(o, 0, 1).reshape(o.shape[1], chunks * n, *o.shape[3:])[:, :length], state
+    return jax.tree.map(unfold, o), state
 
 
 def cut(length: int, chunk: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ forgets; padding writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -21,6 +22,8 @@ from transformer_jax.attention.engines import recurrence
 from transformer_jax.attention.engines.decay import Reads
 from transformer_jax.attention.engines.recurrence import Steps
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.mesh import cuts_sequence
+from transformer_jax.parallel.sequence import Shards, composed_before
 
 Normalizer = Literal["none", "sum", "bounded"]
 
@@ -70,24 +73,48 @@ def recur(
     r: Recurrence, layout: Layout, state: State | None = None, chunk: int | None = None
 ) -> tuple[jax.Array, State]:
     """Causal: o (B, T, N, M) in float32 at least, and the state after each row's last valid token."""
+    if state is None and cuts_sequence():
+        return _on_shards(_one_way, r, layout.starts(empty_state(r)["segment"]), layout.valid, chunk), {}
     state = empty_state(r) if state is None else state
-    o, m, moved = _forward(r, layout.starts(state["segment"]), layout.valid, state, chunk)
+    o, m, moved = _forward(r, layout.starts(state["segment"]), layout.valid, chunk, state)
     return _normalized(o, m, r.normalizer), moved | {"segment": layout.last_segment(state["segment"])}
 
 
 def recur_both_ways(r: Recurrence, layout: Layout, chunk: int | None = None) -> jax.Array:
     """Bidirectional: the sum over all keys of the segment; where the state decays or is corrected,
     forward plus reversed, each of which sees the token itself."""
-    valid = layout.valid
     if r.sums and layout.segments is None:
-        return _everything(r, valid)
-    o, m, _ = _forward(r, layout.starts(), valid, empty_state(r), chunk)
-    backward = _reversed(r)
-    flipped = Layout(*(None if x is None else x[:, ::-1] for x in (layout.positions, layout.segments)))
-    o_back, m_back, _ = _forward(
-        backward, flipped.starts(), None if valid is None else valid[:, ::-1], empty_state(r), chunk
+        return _everything(r, layout.valid)
+    borders = layout.starts(), layout.ends()
+    if cuts_sequence():
+        return _on_shards(_both_ways, r, borders, layout.valid, chunk)
+    return _both_ways(_forward, r, borders, layout.valid, chunk)
+
+
+def _on_shards(f: Callable, r: Recurrence, borders, valid, chunk: int | None) -> jax.Array:
+    """f(_forward, r, borders, valid, chunk), each device with its shard of the sequence."""
+    shards = Shards.of(r.q.shape[0], r.q.shape[2])
+    where = replace(shards.streams(r), bonus=shards.weights(r.bonus))
+    tokens = borders, valid
+    return shards.run(
+        lambda r, tokens: f(_forward_on_shard, r, *tokens, chunk),
+        (r, where),
+        (tokens, shards.streams(tokens)),
+        out=shards.streams(r.q),
     )
-    o_back, m_back = o_back[:, ::-1], None if m_back is None else m_back[:, ::-1]
+
+
+def _one_way(forward: Callable, r: Recurrence, starts, valid, chunk: int | None) -> jax.Array:
+    o, m, _ = forward(r, starts, valid, chunk)
+    return _normalized(o, m, r.normalizer)
+
+
+def _both_ways(forward: Callable, r: Recurrence, borders, valid, chunk: int | None) -> jax.Array:
+    flip = lambda x: None if x is None else x[:, ::-1]
+    starts, ends = borders
+    o, m, _ = forward(r, starts, valid, chunk)
+    o_back, m_back, _ = forward(_reversed(r), flip(ends), flip(valid), chunk, reverse=True)
+    o_back, m_back = flip(o_back), flip(m_back)
     if not r.sums:
         return _normalized(o, m, r.normalizer) + _normalized(o_back, m_back, r.normalizer)
     # Both directions hold the token itself: once too often.
@@ -119,27 +146,58 @@ def recurrence_flops(r: Recurrence, direction: str, chunk: int | None = None) ->
     if direction == "bidirectional" and r.sums:
         batch, length, heads, size = r.q.shape
         return 2 * batch * heads * size * (length + r.k.shape[1]) * (r.v.shape[-1] + (r.normalizer != "none"))
-    steps = jax.eval_shape(lambda r: _steps(r, None, None, empty_state(r))[0], r)
+    steps = jax.eval_shape(lambda r: _steps(r, None, None, lambda own: own[1])[0], r)
     return recurrence.flops(steps, chunk) * (1 if direction == "causal" else 2)
 
 
-def _forward(r: Recurrence, starts, valid, state: State, chunk: int | None):
-    """(o before normalization, m (B, T, N) or None, state)."""
-    steps, m, sign = _steps(r, starts, valid, state)
-    o, S = recurrence.run(steps, state["S"], chunk)
+def _forward(
+    r: Recurrence, starts, valid, chunk: int | None, state: State | None = None, *, reverse: bool = False
+):
+    """(o before normalization, m (B, T, N) or None, state). What is to run in `reverse` is so already."""
+    state = empty_state(r) if state is None else state
+    steps = _steps(r, starts, valid, lambda own: state["m"])
+    return _executed(r, steps, valid, state["S"], chunk)
+
+
+def _forward_on_shard(r: Recurrence, starts, valid, chunk: int | None, *, reverse: bool = False):
+    """`_forward` of a shard, from the state that those before it leave: they pass on what they make of any
+    state, and then each runs from its own. The stabilizer goes ahead, as states are divided by it."""
+
+    def earlier(own):
+        nothing = jnp.zeros_like(own[0]), jnp.full_like(own[1], -jnp.inf)
+        return composed_before(_later, own, nothing, reverse=reverse)[1]
+
+    brought = steps, _, sign = _steps(r, starts, valid, earlier)
+    A, S = (_signed(sign, x) for x in recurrence.summary(steps, chunk))
+    nothing = recurrence.nothing((A, S))
+    _, S = composed_before(recurrence.composed, (A, S), nothing, reverse=reverse)
+    return _executed(r, brought, valid, S, chunk)
+
+
+def _executed(r: Recurrence, brought: tuple, valid, S: jax.Array, chunk: int | None):
+    """`brought` is what `_steps` gives."""
+    steps, m, sign = brought
+    o, S = recurrence.run(steps, S, chunk)
     if r.bonus is not None:
         own = jnp.sum(r.q * r.bonus[None, None].astype(r.q.dtype) * r.k, axis=-1, keepdims=True)
         v = _values(r)
         o = o + own * (v if valid is None else jnp.where(valid[..., None, None], v, 0))
-    if sign is not None:
-        S = S * sign[:, -1].reshape(*sign.shape[:1], *sign.shape[2:], *(1,) * (5 - sign.ndim))
+    S = _signed(sign, S)
     if m is None:
         return o, None, {"S": S}
     return o, m[:, steps.micro - 1 :: steps.micro], {"S": S, "m": m[:, -1]}
 
 
-def _steps(r: Recurrence, starts, valid, state: State):
-    """The steps of the one form, with m (B, T·R, N) and the cumulative sign, or None for each."""
+def _signed(sign: jax.Array | None, x: jax.Array) -> jax.Array:
+    """x (B, N, H or 1, …) with the sign that all of the steps give it."""
+    if sign is None:
+        return x
+    return x * sign[:, -1].reshape(*sign.shape[:1], *sign.shape[2:], *(1,) * (5 - sign.ndim))
+
+
+def _steps(r: Recurrence, starts, valid, earlier: Callable):
+    """The steps of the one form, with m (B, T·R, N) and the cumulative sign, or None for each. `earlier` is
+    that of `stabilizer`."""
     q, k, v, log_decay, sign, a, b, gain = (
         r.q, r.k, _values(r), r.log_decay, r.sign, r.a, r.b, r.log_gain,
     )  # fmt: skip
@@ -167,7 +225,7 @@ def _steps(r: Recurrence, starts, valid, state: State):
     m = None
     if gain is not None:
         log_decay = jnp.zeros_like(gain) if log_decay is None else log_decay
-        m, shift, rest = stabilizer(log_decay, gain, state["m"])
+        m, shift, rest = stabilizer(log_decay, gain, earlier)
         log_decay = log_decay + (shift if log_decay.ndim == 3 else shift[..., None])
         v = v * rest[..., None]
         a = None if a is None else a * jnp.exp(shift if a.ndim == 3 else shift[..., None])
@@ -183,27 +241,29 @@ def _steps(r: Recurrence, starts, valid, state: State):
     return Steps(q=q, k=k, v=v, log_decay=log_decay, a=a, b=b, reads=reads), m, sign
 
 
-def stabilizer(log_decay, gain, m):
-    """m_t = max(log D_t + m_{t−1}, g_t) from m (B, N); also m_{t−1} − m_t and e^{g_t − m_t}, all (B, T, N).
+def stabilizer(log_decay, gain, earlier: Callable):
+    """m_t = max(log D_t + m_{t−1}, g_t); also m_{t−1} − m_t and e^{g_t − m_t}, all (B, T, N).
 
+    `earlier` gives m (B, N) before the first step from (Σ log D, the largest that g left), both (B, N).
     The normalized output does not depend on m, so no gradient flows through it.
     """
-    log_decay, gain = jax.lax.stop_gradient(log_decay), gain.astype(m.dtype)
+    accurate = jnp.promote_types(jnp.float32, gain.dtype)
+    log_decay, gain = jax.lax.stop_gradient(log_decay).astype(accurate), gain.astype(accurate)
     if log_decay.ndim == 4:
         log_decay = jnp.max(log_decay, axis=-1)
-
-    def join(first, second):
-        return first[0] + second[0], jnp.maximum(first[1] + second[0], second[1])
-
-    kept, top = jax.lax.associative_scan(
-        join, (log_decay.astype(m.dtype), jax.lax.stop_gradient(gain)), axis=1
-    )
+    kept, top = jax.lax.associative_scan(_later, (log_decay, jax.lax.stop_gradient(gain)), axis=1)
+    m = earlier((kept[:, -1], top[:, -1]))
     after = jnp.maximum(kept + m[:, None], top)
     before = jnp.concatenate([m[:, None], after[:, :-1]], axis=1)
     # While nothing was written m is −inf, and any finite number serves.
     finite = lambda m: jnp.where(m == -jnp.inf, 0, m)
     shift = jnp.where(before == -jnp.inf, -jnp.inf, before - finite(after))
     return after, shift, jnp.exp(gain - finite(after))
+
+
+def _later(first, second):
+    """The map m → max(m + kept, top) of two stretches, one after the other."""
+    return first[0] + second[0], jnp.maximum(first[1] + second[0], second[1])
 
 
 def _values(r: Recurrence) -> jax.Array:

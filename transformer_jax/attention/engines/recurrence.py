@@ -17,19 +17,22 @@ both: W = V + diag(c) U solves (I − diag(c) (B|K)) W = V + diag(c) B̂ S_0. (W
 form of arXiv:2406.06484, section 3.2.)
 
 The map S_0 → S is affine and acts on each value channel alone: with v padded by H zero channels and
-S_0 = [0, I] the final state is [state of the shard from nothing, transition product of the shard].
+S_0 = [0, I] the final state is [state of the shard from nothing, transition product of the shard], which is
+what a shard passes on (`summary`). Without corrections that product is diagonal, and known from the decays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.attention.engines.chunks import cut, in_chunks
-from transformer_jax.attention.engines.decay import Reads, decayed, inner_flops, join
+from transformer_jax.attention.engines.decay import Decayed, Reads, decayed, inner_flops, join
 
 
 @jax.tree_util.register_dataclass
@@ -146,37 +149,91 @@ def dense(steps: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
 def chunked(steps: Steps, S: jax.Array, chunk: int) -> tuple[jax.Array, jax.Array]:
     """The same, `chunk` tokens at once."""
     batch, length, heads = steps.q.shape[:3]
+    o, S = _by_chunks(one_chunk, steps, S, chunk)
+    return jnp.moveaxis(o.reshape(batch, heads, length, -1), 1, 2), S
+
+
+def _by_chunks(f: Callable, steps: Steps, S: jax.Array, chunk: int) -> tuple[Any, jax.Array]:
+    """What f(steps, S) → (S, o) puts out, (B·N, T, …) or None, and the last S."""
+    batch, length, heads = steps.q.shape[:3]
 
     def rows(x):
         """(B, T·m, N, …) → (B·N, T·m, …)."""
         return jnp.moveaxis(x, 2, 1).reshape(batch * heads, x.shape[1], *x.shape[3:])
 
     def body(S, x: Steps):  # steps that fill a chunk have k = 0, a = 0, D = 1
-        return one_chunk(x.accurate(), S)
+        return f(x.accurate(), S)
 
     state = S.reshape(batch * heads, *S.shape[2:])
     o, state = in_chunks(body, jax.tree.map(rows, steps), state, length=length, chunk=chunk)
-    return jnp.moveaxis(o.reshape(batch, heads, length, -1), 1, 2), state.reshape(S.shape)
+    return o, state.reshape(S.shape)
 
 
 def one_chunk(x: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One chunk of L = batch · heads rows, streams (L, n, …) and state S (L, H, M): (state, o)."""
-    readers, keys, values = [(x.q, x.reads)], [x.k], [x.v]
+    D, values = _written(x, S, [(x.q, x.reads)])
+    o = D.carried[0] @ S + sum(A @ w for A, w in zip(D.inner[0], values, strict=True))
+    return _moved(D, values, S), o
+
+
+def _unread_chunk(x: Steps, S: jax.Array) -> tuple[jax.Array, None]:
+    return _moved(*_written(x, S, []), S), None
+
+
+def _written(x: Steps, S: jax.Array, readers: list) -> tuple[Decayed, list[jax.Array]]:
+    """The decays between keys, `readers` and b, and the values (L, n, M) of each kind of keys."""
+    keys, values = [x.k], [x.v]
     if x.b is not None:
-        readers.append((x.b, "before"))
+        readers = [*readers, (x.b, "before")]
         keys += [] if x.tied else [x.a]
     D = decayed(x.log_decay, readers, keys)
     if x.b is not None:
-        before = D.carried[1] @ S
+        before = D.carried[-1] @ S
         if x.tied:
-            a, [A] = x.a[..., None], D.inner[1]
+            a, [A] = x.a[..., None], D.inner[-1]
             values = [unit_triangular_inverse(a * A) @ (x.v + a * before)]
         else:
-            K, A = D.inner[1]
+            K, A = D.inner[-1]
             values.append(unit_triangular_inverse(A) @ (before + K @ x.v))
-    o = D.carried[0] @ S + sum(A @ w for A, w in zip(D.inner[0], values, strict=True))
+    return D, values
+
+
+def _moved(D: Decayed, values: list[jax.Array], S: jax.Array) -> jax.Array:
     written = (jnp.einsum("lsh,lsm->lhm", k, w) for k, w in zip(D.remaining, values, strict=True))
-    return D.whole * S + sum(written), o
+    return D.whole * S + sum(written)
+
+
+Summary = tuple[jax.Array, jax.Array]
+"""A and S of the map S_0 → A S_0 + S: A is (B, N, H, H), or its diagonal (B, N, H or 1, 1)."""
+
+
+def summary(steps: Steps, chunk: int | None = None) -> Summary:
+    """The map from the state before all of the steps to the one after them."""
+    chunk, H = tokens_per_chunk(steps, chunk), steps.k.shape[-1]
+    if steps.b is None:
+        _, S = _by_chunks(_unread_chunk, steps, steps.empty(), chunk)
+        if steps.log_decay is None:
+            return jnp.ones((*S.shape[:2], 1, 1), S.dtype), S
+        A = jnp.exp(jnp.sum(steps.log_decay.astype(S.dtype), axis=1))
+        return A.reshape(*S.shape[:2], -1, 1), S
+    start = jnp.broadcast_to(jnp.eye(H, dtype=steps.dtype), (*steps.empty().shape[:2], H, H))
+    both = jnp.concatenate([steps.empty(), start], axis=-1)
+    v = jnp.concatenate([steps.v, jnp.zeros_like(steps.k)], axis=-1)
+    _, both = _by_chunks(_unread_chunk, replace(steps, v=v), both, chunk)
+    return both[..., -H:], both[..., :-H]
+
+
+def composed(first: Summary, second: Summary) -> Summary:
+    (A, S), (A_2, S_2) = first, second
+    after = (lambda x: A_2 @ x) if A_2.shape[-1] > 1 else (lambda x: A_2 * x)
+    return after(A), after(S) + S_2
+
+
+def nothing(like: Summary) -> Summary:
+    """The map that leaves every state as it is."""
+    A, S = like
+    one = jnp.eye(A.shape[-1], dtype=A.dtype) if A.shape[-1] > 1 else jnp.ones((1, 1), A.dtype)
+    return jnp.broadcast_to(one, A.shape), jnp.zeros_like(S)
 
 
 BLOCK = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from transformer_jax.attention.contract import Layout
+from transformer_jax.attention.contract import Capability, Layout
 from transformer_jax.attention.core import Streams
 from transformer_jax.attention.engines import forms
 from transformer_jax.attention.engines.forms import Recurrence
@@ -21,6 +21,7 @@ class RecurrenceMixer(HeadMixer):
     family = "linear recurrence"
     time = "T"
     state = "1"
+    capability = Capability(sequence="parallel")
     chunk: int | None = None
     """Tokens executed in parallel, None for the engine's choice; no result depends on it."""
 

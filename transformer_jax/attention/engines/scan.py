@@ -66,19 +66,36 @@ def expanded_scan(
     """
 
     def body(h, x):
-        streams, starts, valid = x
-        a, b = expand(streams)
-        if starts is not None:
-            a = jnp.where(like(starts, a), 0, a)
-        if valid is not None:
-            a, b = jnp.where(like(valid, a), a, 1), jnp.where(like(valid, b), b, 0)
-        product, own = jax.lax.associative_scan(compose, (a, b), axis=1)
+        product, own = jax.lax.associative_scan(compose, _masked(expand, *x), axis=1)
         hs = own + product * h[:, None]
-        return hs[:, -1], read(hs, streams)
+        return hs[:, -1], read(hs, x[0])
 
     length = jax.tree.leaves(streams)[0].shape[1]
     streams = (streams, starts, real_tokens(valid, length, chunk))
     return in_chunks(body, streams, h, length=length, chunk=chunk)
+
+
+def summary(expand: Callable, streams: Any, h: jax.Array, starts, valid, chunk: int) -> tuple:
+    """(a, b) of the map h → a h + b from before all tokens to after them; of h the shape is read."""
+
+    def body(done, x):
+        own = jax.lax.associative_scan(compose, _masked(expand, *x), axis=1)
+        return compose(done, tuple(part[:, -1] for part in own)), None
+
+    length = jax.tree.leaves(streams)[0].shape[1]
+    streams = (streams, starts, real_tokens(valid, length, chunk))
+    nothing = jnp.ones_like(h), jnp.zeros_like(h)
+    return in_chunks(body, streams, nothing, length=length, chunk=chunk)[1]
+
+
+def _masked(expand: Callable, streams: Any, starts, valid) -> tuple[jax.Array, jax.Array]:
+    """a and b of some tokens, where a segment begins and padding lies."""
+    a, b = expand(streams)
+    if starts is not None:
+        a = jnp.where(like(starts, a), 0, a)
+    if valid is not None:
+        a, b = jnp.where(like(valid, a), a, 1), jnp.where(like(valid, b), b, 0)
+    return a, b
 
 
 def compose(first, second):

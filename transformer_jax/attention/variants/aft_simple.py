@@ -70,7 +70,7 @@ def running(k: jax.Array, v: jax.Array, layout: Layout, state: State | None) -> 
         starts = None if starts is None else starts & layout.valid
     if starts is not None:
         log_decay = jnp.where(starts[..., None], -jnp.inf, log_decay)
-    m, shift, e = stabilizer(log_decay, k, state["m"])
+    m, shift, e = stabilizer(log_decay, k, lambda own: state["m"])
     terms = e[..., None] * jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
     sums, last = scan(jnp.exp(log_decay + shift)[..., None], terms, state["sums"])
     o, z = sums[..., :-1], sums[..., -1:]

@@ -30,7 +30,8 @@ class LogLinear(Mamba2):
         refused={
             "bidirectional": "its tree divides what came before a token; the paper has no other direction.",
             "cross": "its decay and its tree need queries and keys on one time line.",
-        }
+        },
+        sequence="gathered",
     )
 
     def __init__(self, geometry: Geometry, *, state_size: int = 128, taps: int = 4, rngs: nnx.Rngs):

@@ -93,12 +93,12 @@ class Mamba(ScanMixer):
         return {"v": v[..., None], "dt": dt, "B": B[:, :, None], "C": C[:, :, None]}, {"inputs": moved}
 
     @property
-    def state_shape(self):
-        return (self.mixed_heads, self.state_size)
+    def states(self):
+        return self.state_size
 
     def expand(self, streams):
         dt = streams["dt"][..., None]
-        return jnp.exp(dt * self.weights()["A"][None, None]), dt * streams["v"] * streams["B"]
+        return jnp.exp(dt * streams["A"][None, None]), dt * streams["v"] * streams["B"]
 
     def read(self, h, streams):
         return jnp.sum(h * streams["C"], axis=-1, keepdims=True)

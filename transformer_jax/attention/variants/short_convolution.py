@@ -28,7 +28,8 @@ class ShortConvolutionMixer(CoreMixer):
         refused={
             "bidirectional": "its weights are those of the tokens before; one to both sides is another.",
             "cross": "a convolution goes along one sequence.",
-        }
+        },
+        sequence="parallel",
     )
 
     def __init__(self, geometry: Geometry, *, taps: int = 3, rngs: nnx.Rngs):
