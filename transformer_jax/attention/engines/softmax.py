@@ -66,66 +66,78 @@ def attend(
       o (B, T, N, H) and lse (B, T, N), in float32 or wider. A query that sees nothing has o = 0 and
       lse = −inf, and gives no gradient.
     """
-    x = Inputs(
-        q=q,
-        k=k,
-        v=v,
-        query=dict(query or {}),
-        key=dict(key or {}),
-        lists={
-            n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)
-        },
-        shared=dict(shared or {}),
-    )
-    return attend_in_parts(plan, score)(x)
+    return attend_in_parts(plan, score)(inputs_of(q, k, v, plan, query, key, shared))
+
+
+def inputs_of(q, k, v, plan: Plan, query, key, shared) -> Inputs:
+    lists = {n: jnp.asarray(g.lists, jnp.int32) for n, g in enumerate(plan.groups) if isinstance(g, Blocks)}
+    return Inputs(q, k, v, dict(query or {}), dict(key or {}), lists, dict(shared or {}))
 
 
 def attend_in_parts(plan: Plan, score: Score) -> Callable:
     """x → (o, lse), and the gradients of them, for some sequences and heads after others."""
 
-    def in_parts(f: Callable, x: Inputs, heads: tuple, batch: tuple, out: Any) -> Callable:
-        """`f` in parts; `heads` and `batch` are the axes in what it takes and in what it returns."""
-        batch_size, kv_heads = x.k.shape[0], x.k.shape[2]
-        widest = max((g.length for g in plan.groups), default=1)
-        tile = x.q.shape[2] // kv_heads * plan.block * widest
-        cuts = (
-            Cut(kv_heads, sequential_parts(kv_heads, tile), *heads),
-            Cut(batch_size, sequential_parts(batch_size, kv_heads * tile), *batch),
-        )
-        return in_turn(f, cuts, out)
-
     @jax.custom_vjp
     def rows(x):
-        f = partial(forward, plan, score)
-        real = accurate(x.v.dtype)
-        o = jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), real)
-        out = o, jax.ShapeDtypeStruct(o.shape[:3], real)
-        heads, batch = input_axes(x)
-        return in_parts(f, x, ((heads, 1), (2, 2)), ((batch, 0), (0, 0)), out)(x, turned(x.k))
+        return forward_in_parts(plan, score, x)
 
     def rows_forward(x):
         o, lse = rows(x)
         return (o, lse), (x, o, lse)
 
     def rows_backward(saved, cotangents):
-        x, o, lse = saved
-        inputs = x, turned(x.k), turned(x.v), o, lse, *cotangents
-        streams = floats(x.query), floats(x.key), floats(x.shared)
-        wanted = x.q, inputs[1], inputs[2], *streams
-        exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, accurate(x.dtype)), wanted)
-        (heads, batch), (heads_out, batch_out) = input_axes(x), stream_axes(*streams)
-        heads = (heads, 1, 1, 2, 2, 2, 2), (2, 1, 1, *heads_out)
-        batch = (batch, 0, 0, 0, 0, 0, 0), (0, 0, 0, *batch_out)
-        found = in_parts(partial(backward, plan, score), x, heads, batch, exact)(*inputs)
-        dq, dkT, dvT, *found = jax.tree.map(lambda d, x: d.astype(x.dtype), found, wanted)
-        dk, dv = jnp.moveaxis(dkT, 3, 1), jnp.moveaxis(dvT, 3, 1)
-        # What is not differentiable has the gradient None.
-        both = zip((x.query, x.key, x.shared), found, strict=True)
-        dquery, dkey, dshared = ({name: d.get(name) for name in x} for x, d in both)
-        return (Inputs(dq, dk, dv, dquery, dkey, dict.fromkeys(x.lists), dshared),)
+        return (as_cotangent(saved[0], backward_in_parts(plan, score, *saved, *cotangents)),)
 
     rows.defvjp(rows_forward, rows_backward)
     return rows
+
+
+def forward_in_parts(plan: Plan, score: Score, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    """o (B, T, N, H) and lse (B, T, N)."""
+    real = accurate(x.v.dtype)
+    o = jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), real)
+    out = o, jax.ShapeDtypeStruct(o.shape[:3], real)
+    heads, batch = input_axes(x)
+    f = in_parts(partial(forward, plan, score), plan, x, ((heads, 1), (2, 2)), ((batch, 0), (0, 0)), out)
+    return f(x, turned(x.k))
+
+
+def backward_in_parts(plan: Plan, score: Score, x: Inputs, o, lse, do, dlse) -> Inputs:
+    """The gradients of what is differentiable in x, in float32 or wider, from those of o and lse. These may
+    be of a softmax over more keys than those of x."""
+    inputs = x, turned(x.k), turned(x.v), o, lse, do, dlse
+    streams = floats(x.query), floats(x.key), floats(x.shared)
+    wanted = x.q, inputs[1], inputs[2], *streams
+    exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, accurate(x.dtype)), wanted)
+    (heads, batch), (heads_out, batch_out) = input_axes(x), stream_axes(*streams)
+    heads = (heads, 1, 1, 2, 2, 2, 2), (2, 1, 1, *heads_out)
+    batch = (batch, 0, 0, 0, 0, 0, 0), (0, 0, 0, *batch_out)
+    found = in_parts(partial(backward, plan, score), plan, x, heads, batch, exact)(*inputs)
+    dq, dkT, dvT, dquery, dkey, dshared = found
+    return Inputs(dq, jnp.moveaxis(dkT, 3, 1), jnp.moveaxis(dvT, 3, 1), dquery, dkey, {}, dshared)
+
+
+def as_cotangent(x: Inputs, found: Inputs) -> Inputs:
+    """`found` in the dtypes of x; what is not differentiable has the gradient None."""
+
+    def each(x, found):
+        return {name: found[name].astype(x[name].dtype) if name in found else None for name in x}
+
+    dq, dk, dv = (d.astype(a.dtype) for d, a in zip(found[:3], x[:3], strict=True))
+    query, key, shared = (each(getattr(x, n), getattr(found, n)) for n in ("query", "key", "shared"))
+    return Inputs(dq, dk, dv, query, key, dict.fromkeys(x.lists), shared)
+
+
+def in_parts(f: Callable, plan: Plan, x: Inputs, heads: tuple, batch: tuple, out: Any) -> Callable:
+    """`f` in parts; `heads` and `batch` are the axes in what it takes and in what it returns."""
+    batch_size, kv_heads = x.k.shape[0], x.k.shape[2]
+    widest = max((g.length for g in plan.groups), default=1)
+    tile = x.q.shape[2] // kv_heads * plan.block * widest
+    cuts = (
+        Cut(kv_heads, sequential_parts(kv_heads, tile), *heads),
+        Cut(batch_size, sequential_parts(batch_size, kv_heads * tile), *batch),
+    )
+    return in_turn(f, cuts, out)
 
 
 def turned(x: jax.Array) -> jax.Array:

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.attention.contract import Layout, State
+from transformer_jax.attention.contract import Capability, Layout, State
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines import softmax_cache
-from transformer_jax.attention.engines.softmax import Streams, attend, merge
+from transformer_jax.attention.engines.softmax import Streams, merge
 from transformer_jax.attention.engines.softmax_plan import Plan
+from transformer_jax.attention.engines.softmax_sharded import attend
 from transformer_jax.attention.heads import HeadMixer
 
 
@@ -27,6 +28,7 @@ class SoftmaxMixer(HeadMixer):
     """
 
     family = "softmax"
+    capability = Capability(sequence="parallel")
     query_streams: ClassVar[tuple[str, ...]] = ()
     key_streams: ClassVar[tuple[str, ...]] = ()
     """Streams (B, T, heads) that `logit` reads of queries and of keys. A cache keeps those of keys; a ring

@@ -55,12 +55,18 @@ class Plan:
     """Groups of rows of `block` queries, each row in at most one group; without one it sees nothing.
 
     All `Blocks` have the same block of keys.
+
+    Attributes:
+      reach: (before, after) where query i may see the keys from i − before to i + after (None: without
+        bound) and the score hides those that it must not: then keys may come in any parts, as from other
+        devices. None where a query sees what its list has.
     """
 
     queries: int
     keys: int
     block: int
     groups: Sequence[Span | Blocks]
+    reach: tuple[int | None, int | None] | None = None
 
     @property
     def rows(self) -> int:
@@ -83,17 +89,25 @@ def row_size(queries: int, block: int = BLOCK) -> int:
 
 
 def band(
-    queries: int, keys: int, *, before: int | None = None, after: int | None = None, block: int = BLOCK
+    queries: int,
+    keys: int,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    block: int = BLOCK,
+    place: int = 0,
 ) -> Plan:
-    """The plan of queries i that see keys i − before … i + after; None is without bound."""
+    """The plan of queries i that see keys i − before … i + after; None is without bound. The first query
+    stands at the `place` of that key."""
     block = row_size(queries, block)
     first = np.arange(0, queries, block)
     last = np.minimum(first + block, queries) - 1
-    start = np.zeros_like(first) if before is None else np.clip(first - before, 0, keys)
-    stop = np.full_like(first, keys) if after is None else np.clip(last + after + 1, 0, keys)
+    start = np.zeros_like(first) if before is None else np.clip(first + place - before, 0, keys)
+    stop = np.full_like(first, keys) if after is None else np.clip(last + place + after + 1, 0, keys)
     start = start // block * block  # aligned slices; a whole number of blocks makes equal spans
     stop = np.minimum(-(-stop // block) * block, keys)
-    return Plan(queries=queries, keys=keys, block=block, groups=spans(start, stop, keys, block))
+    groups = spans(start, stop, keys, block)
+    return Plan(queries=queries, keys=keys, block=block, groups=groups, reach=(before, after))
 
 
 def own_blocks(queries: int, keys: int, block: int) -> Plan:

@@ -69,9 +69,8 @@ class Fixed(StoredMixer):
         block, keys = row_size(length), len(self.summaries(length))
         last = np.minimum(np.arange(block, length + block, block), length) - 1
         stop = last // self.stride * self.summary
-        return Plan(
-            queries=length, keys=keys, block=block, groups=spans(np.zeros_like(stop), stop, keys, block)
-        )
+        groups = spans(np.zeros_like(stop), stop, keys, block)
+        return Plan(queries=length, keys=keys, block=block, groups=groups, reach=(None, None))
 
     def among(self, streams, layout):
         length = layout.positions.shape[1]

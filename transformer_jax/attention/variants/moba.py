@@ -43,7 +43,8 @@ class Moba(CachedMixer):
             "ones.",
             "cross": "a context holds no block of the token's own.",
             "packing": "its blocks are counted from the start of a row, not of a segment.",
-        }
+        },
+        sequence="gathered",
     )
 
     def __init__(self, geometry, *, block: int = 64, top_k: int = 3, rngs: nnx.Rngs):

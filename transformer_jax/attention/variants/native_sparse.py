@@ -36,7 +36,8 @@ class NativeSparse(CoarseToFineMixer):
             "bidirectional": "its blocks and its window are those that lie before a token.",
             "cross": "a context holds no block and no window of the token's own.",
             "packing": "its blocks are counted from the start of a row, not of a segment.",
-        }
+        },
+        sequence="gathered",
     )
 
     def __init__(

@@ -28,7 +28,9 @@ class TopK(CachedMixer):
     paper = "arXiv:2106.06899"
     time = "T²"
     small = {"kept": 6}
-    capability = Capability(notes={"causal": "the largest scores among those up to the token itself"})
+    capability = Capability(
+        sequence="gathered", notes={"causal": "the largest scores among those up to the token itself"}
+    )
 
     def __init__(self, geometry, *, kept: int = 128, rngs: nnx.Rngs):
         if kept < 1:
