@@ -13,6 +13,8 @@ from transformer_jax.attention.contract import Capability, Geometry, State
 from transformer_jax.attention.core import CoreMixer, Streams, linear_flops
 from transformer_jax.attention.engines.chunks import cut, in_chunks, real_tokens
 from transformer_jax.attention.engines.scan import like
+from transformer_jax.parallel.mesh import cuts_sequence
+from transformer_jax.parallel.sequence import AXIS, Shards, rank, shift
 
 
 def serial(
@@ -118,7 +120,20 @@ class SerialMixer(CoreMixer):
         return jnp.promote_types(jnp.float32, jnp.dtype(self.geometry.dtype))
 
     def core(self, streams, layout, state):
-        R = self.weights()["R"]
+        starts = layout.starts(None if state is None else state["segment"])
+        inputs = streams, self.weights()["R"], (starts, layout.valid)
+        if state is None and cuts_sequence():
+            shards = Shards.of(layout.positions.shape[0], self.mixed_heads)
+            where = shards.streams(streams), shards.weights(inputs[1]), shards.streams(inputs[2])
+            placed, out = zip(inputs, where, strict=True), shards.of_heads(self.mixed_heads)
+            return shards.run(self._in_turn, *placed, out=out), {}
+        memory = None if state is None else {name: state[name] for name in state if name != "segment"}
+        o, memory = self._run(*inputs, memory)
+        return o, {} if state is None else memory | {"segment": layout.last_segment(state["segment"])}
+
+    def _run(self, streams, R, tokens, memory: State | None = None) -> tuple[jax.Array, State]:
+        starts, valid = tokens
+        empty = self.empty(*streams[self.gates[0]].shape[::2])
 
         def step(memory, x):
             y = jnp.einsum("bnh,ngkh->gbnk", memory["h"], R)
@@ -126,19 +141,32 @@ class SerialMixer(CoreMixer):
                 memory, {k: v.astype(self.exact) for k, v in x.items()}, dict(zip(self.gates, y, strict=True))
             )
 
-        empty = self.empty(layout.positions.shape[0])
-        before = empty if state is None else {name: state[name] for name in empty}
-        starts = layout.starts(None if state is None else state["segment"])
-        o, memory = serial(step, streams, before, empty, starts=starts, valid=layout.valid, chunk=self.chunk)
-        return o, {} if state is None else memory | {"segment": layout.last_segment(state["segment"])}
+        memory = empty if memory is None else memory
+        return serial(step, streams, memory, empty, starts=starts, valid=valid, chunk=self.chunk)
 
-    def empty(self, batch: int) -> State:
+    def _in_turn(self, streams, R, tokens) -> jax.Array:
+        """`_run` of a shard, from the memory that the one before it leaves. Each runs once to pass its own
+        on, and once more, all together, for what it puts out: of the waiting only memories are kept."""
+
+        def turn(mine, n):
+            after = jax.lax.cond(
+                rank() == n, lambda mine: self._run(streams, R, tokens, mine)[1], lambda mine: mine, mine
+            )
+            arrived = shift(after)
+            return jax.tree.map(lambda mine, new: jnp.where(rank() == n + 1, new, mine), mine, arrived), None
+
+        empty = self.empty(*streams[self.gates[0]].shape[::2])
+        turns = jnp.arange(jax.lax.axis_size(AXIS) - 1)
+        mine, _ = jax.lax.scan(jax.checkpoint(turn, prevent_cse=False), empty, turns)
+        return self._run(streams, R, tokens, mine)[0]
+
+    def empty(self, batch: int, heads: int) -> State:
         """The memory before the first token."""
-        return {name: jnp.zeros((batch, self.mixed_heads, self.size), self.exact) for name in self.memory}
+        return {name: jnp.zeros((batch, heads, self.size), self.exact) for name in self.memory}
 
     def init_state(self, batch):
         self.capability.require("decoding", self.name)
-        return self.empty(batch) | {"segment": jnp.full((batch,), -1, jnp.int32)}
+        return self.empty(batch, self.mixed_heads) | {"segment": jnp.full((batch,), -1, jnp.int32)}
 
     def finish(self, o, x):
         return self.out(o.reshape(*o.shape[:2], -1).astype(x.dtype))

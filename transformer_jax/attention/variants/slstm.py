@@ -61,8 +61,8 @@ class SLSTM(SerialMixer):
         h = jax.nn.sigmoid(o) * c / n
         return {"h": h, "c": c, "n": n, "m": m}, h
 
-    def empty(self, batch):
-        memory = super().empty(batch)
+    def empty(self, batch, heads):
+        memory = super().empty(batch, heads)
         return memory | {"m": jnp.full_like(memory["n"], -jnp.inf)}
 
     def finish(self, o, x):
