@@ -62,7 +62,8 @@ class FNet(CoreMixer):
         x = streams["v"].astype(jnp.promote_types(jnp.float32, streams["v"].dtype))
         if layout.lengths is None:
             return jnp.real(jnp.fft.fft2(x, axes=(1, 3))), {}
-        return jnp.real(jax.vmap(transform)(jnp.fft.fft(x, axis=3), layout.lengths)), {}
+        along = jnp.swapaxes(jnp.fft.fft(x[:, :, 0]), 1, 2)
+        return jnp.swapaxes(jnp.real(jax.vmap(transform)(along, layout.lengths)), 1, 2)[:, :, None], {}
 
     def core_flops(self, batch, length):
         return 0
@@ -75,19 +76,18 @@ class FNet(CoreMixer):
 
 
 def transform(x: jax.Array, length: jax.Array) -> jax.Array:
-    """The Fourier transform of the first `length` of x (T, …), complex, along T; the rest has no meaning."""
-    T = x.shape[0]
+    """The Fourier transform of the first `length` of x (…, T), complex, along T; the rest has no meaning."""
+    T = x.shape[-1]
     size = 2 ** (2 * T - 1).bit_length()
     # n² grows beyond int32 and its phase beyond float32: both are kept modulo the period 2·length.
     odd = jnp.maximum(2 * jnp.arange(T) - 1, 0)
     square = lax.associative_scan(lambda a, b: (a + b) % (2 * jnp.maximum(length, 1)), odd)
     phase = jnp.pi * square.astype(x.real.dtype) / jnp.maximum(length, 1)
     chirp = lax.complex(jnp.cos(phase), -jnp.sin(phase))
-    valid, column = jnp.arange(T) < length, (T,) + (1,) * (x.ndim - 1)
-    chirped = jnp.where(valid, chirp, 0).reshape(column)
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    chirped = jnp.where(jnp.arange(T) < length, chirp, 0).reshape(shape)
     # e^(iπ(k − n)²/L) at k − n = 0 … T − 1, and wrapped around, at −1 … 1 − T.
     back = jnp.conj(chirp)
     kernel = jnp.zeros(size, x.dtype).at[:T].set(back).at[size - T + 1 :].set(back[:0:-1])
-    kernel = jnp.fft.fft(kernel).reshape((size,) + (1,) * (x.ndim - 1))
-    convolved = jnp.fft.ifft(jnp.fft.fft(x * chirped, n=size, axis=0) * kernel, axis=0)
-    return convolved[:T] * chirped
+    kernel = jnp.fft.fft(kernel).reshape(shape)
+    return jnp.fft.ifft(jnp.fft.fft(x * chirped, n=size) * kernel)[..., :T] * chirped
