@@ -80,3 +80,18 @@ def _convolved(kernel: jax.Array, seen: jax.Array, segments: jax.Array | None) -
 def _on_shard(x: jax.Array, segments: jax.Array | None, kernel: jax.Array) -> jax.Array:
     """The same of a shard, whose first tokens are convolved with the last ones of the shard before."""
     return _convolved(kernel, *halo((x, segments), len(kernel) - 1))
+
+
+def centred(v: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Σ_j kernel_j v_{t+j}, j around 0: v (B, T, N, H) with kernel (N, taps), zeros beyond the ends."""
+    reach = kernel.shape[1] // 2
+    if cuts_sequence():
+        return along_time(lambda v, kernel: _centred(halo(v, reach, reach), kernel), v, whole=kernel)
+    return _centred(jnp.pad(v, ((0, 0), (reach, reach), (0, 0), (0, 0))), kernel)
+
+
+def _centred(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    length = padded.shape[1] - kernel.shape[1] + 1
+    taps = enumerate(kernel.T.astype(padded.dtype))
+    terms = (w[None, None, :, None] * padded[:, j : j + length] for j, w in taps)
+    return sum(terms, jnp.zeros_like(padded[:, :length]))

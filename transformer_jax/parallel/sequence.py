@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from transformer_jax.errors import BadInput
-from transformer_jax.parallel.mesh import BATCH, current, on
+from transformer_jax.parallel.mesh import BATCH, current, cuts_sequence, on
 
 AXIS = "sequence"
 
@@ -97,6 +97,11 @@ def along_time(f: Callable, *streams: Any, whole: Any) -> jax.Array:
         f, mesh=mesh, in_specs=specs, out_specs=P(None, AXIS), axis_names={AXIS}, check_vma=False
     )
     return mapped(*streams, whole)
+
+
+def cuts(x: jax.Array) -> bool:
+    """Does the current mesh cut x (B, T, …) along T, evenly?"""
+    return cuts_sequence() and x.shape[1] % current().shape[AXIS] == 0
 
 
 def require_divisible(length: int) -> None:

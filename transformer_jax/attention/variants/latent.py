@@ -39,7 +39,7 @@ class Latent(HeadMixer):
             "packing": "every latent reads all tokens of a row, so it would mix documents.",
             "decoding": "every latent reads all tokens, so each new token changes all outputs before it.",
         },
-        sequence="gathered",
+        sequence="parallel",
         notes={"cross": "the latents pack the context"},
     )
 
@@ -86,7 +86,7 @@ class Latent(HeadMixer):
         q, k, v = (streams[name][:, :, 0].astype(exact) for name in ("q", "k", "v"))
         P, W_K, W_V = (self.weights()[name][0].astype(exact) for name in ("P", "W_K", "W_V"))
         P = jnp.broadcast_to(P[None], (len(k), *P.shape))
-        Y_P = engine.attend(P, k, v, layout.valid).reshape(*P.shape[:2], -1)
+        Y_P = engine.read(P, k, v, layout.valid).reshape(*P.shape[:2], -1)
         keys, values = ((Y_P @ W).reshape(*P.shape[:2], *k.shape[2:]) for W in (W_K, W_V))
         return engine.attend(q, keys, values)[:, :, None], {}
 

@@ -29,7 +29,7 @@ class Linformer(HeadMixer):
             "packing": "every landmark mixes all tokens of a row, so it would mix documents.",
             "decoding": "every landmark mixes all tokens, so each new token changes all outputs before it.",
         },
-        sequence="gathered",
+        sequence="parallel",
         notes={"cross": "the context may be as long as the model's length"},
     )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability, Geometry
+from transformer_jax.attention.convolution import centred
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines import landmarks as engine
 from transformer_jax.attention.heads import HeadMixer
@@ -39,7 +40,7 @@ class Nystrom(HeadMixer):
             "packing": "the landmarks are means over a row, so they would mix documents.",
             "decoding": "each new token moves the landmarks, and with them all outputs before it.",
         },
-        sequence="gathered",
+        sequence="parallel",
     )
 
     def __init__(
@@ -102,10 +103,10 @@ class Nystrom(HeadMixer):
         A = engine.weights(q_means, k_means, present)[:, :, 0]
         if present is not None:
             A = jnp.where(present[:, None, :, None], A, 0)
-        read = engine.attend(q_means, k, v.astype(k_means.dtype), valid)
+        read = engine.read(q_means, k, v.astype(k_means.dtype), valid)
         read = jnp.einsum("bnij,bjnh->binh", self.inverse(A), read)
         o = engine.attend(q, k_means, read, present)
-        return o + convolved(repeat_heads(v.astype(o.dtype), self.geometry.heads), self.kernel[...]), {}
+        return o + centred(repeat_heads(v.astype(o.dtype), self.geometry.heads), self.kernel[...]), {}
 
     def core_flops(self, batch, length):
         g, m = self.geometry, min(self.landmarks, length)
@@ -125,11 +126,3 @@ def segments(length: int, lengths: jax.Array | None, landmarks: int) -> tuple[ja
     start, stop = (-(-j * L // count) for j in (m, m + 1))
     means = inside / (stop - start)[:, None]
     return (means[0], None) if lengths is None else (means, m < count)
-
-
-def convolved(v: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Σ_j kernel_j v_{t+j}, j around 0: v (B, T, N, H) with kernel (N, taps), zeros beyond the ends."""
-    reach, length = kernel.shape[1] // 2, v.shape[1]
-    padded = jnp.pad(v, ((0, 0), (reach, reach), (0, 0), (0, 0)))
-    taps = enumerate(kernel.T.astype(v.dtype))
-    return sum((w[None, None, :, None] * padded[:, j : j + length] for j, w in taps), jnp.zeros_like(v))
