@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one sentence, as everything else here does."""
 
     def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message[:1].upper()}{message[1:]}. See `python -m {self.prog} --help`.")
+        raise BadInput(f"{message[:1].upper()}{message[1:].rstrip('.')}. See `python -m {self.prog} --help`.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
