@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from transformer_jax.data import builders
 from transformer_jax.data.draws import Draws, permutation
 from transformer_jax.data.task import FIXED_SEEDS
 from transformer_jax.data.tasks import (
@@ -351,3 +353,18 @@ def test_pathfinder_labels_do_not_show_in_single_pixels():
     brightness = images.mean(axis=1)
     gap = brightness[labels == 1].mean() - brightness[labels == 0].mean()
     assert abs(gap) < 4 * brightness.std() / 10
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_what_is_stored_is_what_was_drawn(name, tmp_path):
+    task = dataclasses.replace(GENERATED[name], validation_examples=5)
+    stored = builders.read(task, "validation", tmp_path).all()
+    if name == "recall mix":  # its splits are of other sizes than its training
+        drawn = task.part(16, 4).examples(FIXED_SEEDS["validation"], np.arange(5))
+        np.testing.assert_array_equal(stored["inputs"][:, :16], drawn["inputs"])
+    else:
+        drawn = task.examples(FIXED_SEEDS["validation"], np.arange(5))
+        assert stored.keys() == drawn.keys()
+        for key, values in drawn.items():
+            np.testing.assert_array_equal(stored[key], values)
+    assert [stored[key].dtype for key in ("inputs", "targets")] == [np.int32] * 2

@@ -181,8 +181,23 @@ class Generated(Task):
         block = max(1, 2**20 // self.length)
         for start in range(0, count, block):
             batch = self.examples(FIXED_SEEDS[split], np.arange(start, min(start + block, count)), LAST_STEP)
-            for row in range(len(batch["inputs"])):
-                yield {key: value[row] for key, value in batch.items()}
+            yield from self.records(batch)
+
+    def records(self, batch: Batch) -> Iterator[Mapping[str, Any]]:
+        """The rows of a batch as stored: ids in as few bytes as they need, so that more fits in memory."""
+        kind = np.min_scalar_type(max(self.vocabulary, self.outputs) - 1)
+        for name in ("inputs", "targets"):
+            if np.issubdtype(batch[name].dtype, np.integer):
+                batch = {**batch, name: batch[name].astype(kind)}
+        for row in range(len(batch["inputs"])):
+            yield {name: value[row] for name, value in batch.items()}
+
+    def collate(self, columns: Batch) -> Batch:
+        ids = ("inputs", "targets")
+        return {
+            name: value.astype(np.int32) if name in ids and np.issubdtype(value.dtype, np.integer) else value
+            for name, value in columns.items()
+        }
 
     def measure_baselines(self, directory: Path) -> dict[str, float]:
         """`guesses`, and counts fitted on validation (training may be endless), scored on the test split."""

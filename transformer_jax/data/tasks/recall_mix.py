@@ -83,9 +83,9 @@ class RecallMix(Generated):
         for start in range(0, self.examples_in(split), 512):
             indices = np.arange(start, min(start + 512, self.examples_in(split)))
             which = indices % len(self.tests)
-            batch = self._assemble(FIXED_SEEDS[split], indices, list(self.tests), which, self.longest)
-            for row in range(len(indices)):
-                yield {key: value[row] for key, value in batch.items()}
+            yield from self.records(
+                self._assemble(FIXED_SEEDS[split], indices, list(self.tests), which, self.longest)
+            )
 
     def _assemble(self, seed: int, indices: np.ndarray, parts, which: np.ndarray, width: int) -> Batch:
         """The rows of several parts, `which` (B,) of them for each, padded to `width`."""
