@@ -177,6 +177,8 @@ def test_rates_are_not_confused_by_the_shared_program():
         ({"schedule": "linear"}, {0: 1, 10: 0.5, 20: 0}),
         ({"schedule": "cosine"}, {0: 1, 10: 0.5, 20: 0}),
         ({"schedule": "constant", "warmup": 4}, {0: 0.25, 1: 0.5, 3: 1, 4: 1, 19: 1}),
+        ({"schedule": "drop", "drop_at": 7}, {0: 1, 6: 1, 7: 0.1, 19: 0.1}),
+        ({"schedule": "drop", "drop_at": 7, "warmup": 4}, {0: 0.25, 3: 1, 6: 1, 7: 0.1, 19: 0.1}),
         ({"schedule": "linear", "warmup": 10}, {0: 0.1, 9: 1, 10: 1, 15: 0.5, 20: 0}),
         ({"schedule": "cosine", "warmup": 1}, {0: 1, 1: 1, 20: 0}),
     ],

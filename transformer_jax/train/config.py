@@ -19,7 +19,8 @@ class Train:
       optimizer: adamw (arXiv:1711.05101), adam (arXiv:1412.6980), nadamw (adamw with Nesterov
         momentum), radam (arXiv:1908.03265), lion (arXiv:2302.06675), sgd with momentum b1.
       learning_rate: the peak. schedule: after the warm-up it stays, falls along half a cosine to zero,
-        or falls linearly to zero. warmup: steps in which it rises linearly, from 1/warmup of the peak.
+        falls linearly to zero, or drops to a tenth at step drop_at. warmup: steps in which it rises linearly,
+        from 1/warmup of the peak.
       weight_decay: of adamw, nadamw and lion, per unit of learning rate; on matrices and embeddings
         only (`transformer_jax.train.optimizer.decayed`).
       clip: largest norm of the gradient, over all parameters; None for no clipping.
@@ -45,8 +46,9 @@ class Train:
     weight_decay: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
-    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    schedule: Literal["constant", "cosine", "linear", "drop"] = "cosine"
     warmup: int = 0
+    drop_at: int | None = None
     clip: float | None = 1.0
     accumulate: int = 1
     evaluate_every: int | None = None
@@ -73,6 +75,11 @@ class Train:
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise BadInput(f"train.{name}={getattr(self, name)} must be at least 0 and below 1.")
+        if (self.schedule == "drop") != (self.drop_at is not None) or (self.drop_at or 0) < 0:
+            raise BadInput(
+                f'train.drop_at={self.drop_at} goes with train.schedule "drop", here "{self.schedule}": give '
+                "both, with a step of at least 0, or neither."
+            )
         if not 0 <= self.warmup <= self.steps:
             raise BadInput(
                 f"train.warmup={self.warmup} steps do not fit into train.steps={self.steps}: give a warm-up "

@@ -50,6 +50,7 @@ def schedule(train: Train) -> optax.Schedule:
         "constant": lambda: optax.constant_schedule(1.0),
         "cosine": lambda: optax.cosine_decay_schedule(1.0, falling),
         "linear": lambda: optax.linear_schedule(1.0, 0.0, falling),
+        "drop": lambda: optax.piecewise_constant_schedule(1.0, {train.drop_at - train.warmup: 0.1}),
     }[train.schedule]()
     if train.warmup == 0:
         return after
