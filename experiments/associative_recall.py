@@ -6,7 +6,7 @@ Claim: attention recalls at every width; gated convolutions need a width that gr
 
 Cost (single and paper are not timed yet; single is meant for an hour on one accelerator):
   smoke   five mechanisms of different families at width 64, a vocabulary of 128, 16 pairs, four rates, three
-          seeds: 60 runs of seconds each on 2 CPU cores
+          seeds: 60 runs of at most 300 steps
   single  the published widths but the largest, 3,000 steps, four rates, three seeds
   paper   the published recipe: 64 epochs of 100,000 examples, four rates, widths 64 to 512
 
