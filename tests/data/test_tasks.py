@@ -306,8 +306,9 @@ def test_selective_copying_asks_for_the_data_in_order():
         assert (weights[54:] == 1).all() and not weights[:54].any() and not targets[:54].any()
 
 
-def test_a_needle_is_found_by_its_key():
-    task = NeedleRetrieval(length=60, needles=4, digits=3, alphabet=20)
+@pytest.mark.parametrize("depth", [None, 0.5])
+def test_a_needle_is_found_by_its_key(depth):
+    task = NeedleRetrieval(length=60, needles=4, digits=3, alphabet=20, depth=depth)
     places = []
     for inputs, targets, weights in zip(*task.examples(0, np.arange(300)).values(), strict=True):
         starts = np.flatnonzero(inputs[:56] == 0)
@@ -316,7 +317,13 @@ def test_a_needle_is_found_by_its_key():
         assert targets[57:].tolist() == needles[int(inputs[57])] == [*inputs[58:].tolist(), targets[59]]
         assert np.flatnonzero(weights).tolist() == [57, 58, 59]
         places += [start for start in starts if inputs[start + 1] == inputs[57]]
-    assert min(places) < 3 and max(places) > 48
+    if depth is None:
+        assert min(places) < 3 and max(places) > 48
+    else:  # the other three lie before it or behind
+        assert max(places) - min(places) == 3 * 4
+
+
+def test_depths_of_a_needle():
     for depth, bounds in ((0.0, (0, 0)), (1.0, (51, 51))):
         inputs = NeedleRetrieval(length=60, digits=3, depth=depth).examples(0, np.arange(50))["inputs"]
         where = (inputs[:, :56] == 0).argmax(axis=1)

@@ -51,6 +51,12 @@ def test_every_byte_of_a_folder_is_in_one_split(folder, tmp_path):
     assert found["train"].startswith(b"a/one.txt") and b"picture" not in found["train"]
 
 
+def test_a_last_window_that_is_just_full_is_kept(tmp_path):
+    (tmp_path / "one.txt").write_bytes(b"x" * 360)  # 324 for training, and the zero byte
+    task = TextFolder(folder=str(tmp_path), length=18)
+    assert task.examples_in("train") == len(list(task.rows("train", tmp_path))) == 18
+
+
 def test_a_folder_counts_by_its_content(folder, tmp_path):
     (tmp_path / "mine").rename(tmp_path / "moved")
     moved = TextFolder(folder=str(tmp_path / "moved"))
