@@ -72,6 +72,7 @@ def test_subwords_lose_nothing_and_are_fewer_than_bytes(folder, tmp_path):
     task = SubwordFolder(folder=folder, length=8, vocabulary=320)
     for text in ("the lazy\n\n dog  –\ttwo", "naïve ☃ of unseen signs", " leading and trailing "):
         assert task.decode(task.encode(text)) == text
+        assert task.decode(np.concatenate([task.encode("dog"), task.encode(text)])) == "dog" + text
     for split in SPLITS:
         found = joined(task, split, tmp_path)
         documents = list(task.documents(split, tmp_path))
