@@ -12,7 +12,7 @@ from transformer_jax.attention.contract import Layout, Mixer, State
 from transformer_jax.errors import BadInput
 from transformer_jax.parallel.mesh import cuts_sequence, on
 from transformer_jax.parallel.rules import constrain, named
-from transformer_jax.parallel.sequence import gathered, spread
+from transformer_jax.parallel.sequence import gathered, whole_rows
 
 Streams = dict[str, jax.Array]
 
@@ -86,10 +86,13 @@ class CoreMixer(Mixer):
         "serial" does that itself; others, and whatever goes on from a state, are run on whole sequences."""
         if not cuts_sequence() or (state is None and self.capability.sequence != "gathered"):
             return self.core(streams, layout, state)
+        if state is None:
+            return whole_rows(
+                lambda streams, layout: self.core(streams, layout, None)[0], streams, layout
+            ), {}
         streams, layout = gathered((streams, layout))
         with on(None):
-            o, moved = self.core(streams, layout, state)
-        return (o if state is not None else spread(o)), moved
+            return self.core(streams, layout, state)
 
     def core_flops(self, batch: int, length: int) -> int:
         """Matrix-product FLOPs of `core`."""

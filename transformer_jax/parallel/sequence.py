@@ -116,22 +116,29 @@ def require_divisible(length: int) -> None:
 
 def gathered(tree: Any) -> Any:
     """Streams (B, T, …) with all of T on every device of the sequence axis; still whole arrays."""
-    return _placed(tree, None)
 
-
-def spread(tree: Any) -> Any:
-    """Streams (B, T, …) cut along T over the sequence axis; still whole arrays."""
-    return _placed(tree, AXIS)
-
-
-def _placed(tree: Any, time: str | None) -> Any:
     def place(x):
-        spec = P(P.UNCONSTRAINED, time, *[P.UNCONSTRAINED] * (x.ndim - 2))
+        spec = P(P.UNCONSTRAINED, None, *[P.UNCONSTRAINED] * (x.ndim - 2))
         return lax.with_sharding_constraint(x, NamedSharding(mesh, spec)) if x.ndim > 1 else x
 
     mesh = current()
     assert mesh is not None
     return jax.tree.map(place, tree)
+
+
+def whole_rows(f: Callable, *trees: Any) -> jax.Array:
+    """f of whole rows (B, T, …), as one device would compute them: every device has all of its part of the
+    batch, heads included, and keeps of the result (B, T, …) its own shard."""
+    leaves = jax.tree.leaves(trees)
+    shards = Shards.of(len(leaves[0]))
+    where = jax.tree.map(lambda x: P(shards.batch), trees)
+
+    def own(*trees):
+        o = f(*trees)
+        length = o.shape[1] // shards.count
+        return lax.dynamic_slice_in_dim(o, rank() * length, length, axis=1)
+
+    return shards.run(own, *zip(trees, where, strict=True), out=P(shards.batch, AXIS))
 
 
 # Inside of `Shards.run`:
