@@ -65,7 +65,7 @@ experiment = Experiment(
     scales={
         "smoke": Override(
             task={"length": 256, "test_examples": 2000},
-            variants=("full", Variant("performer", features=64), Variant("nystrom", landmarks=16)),
+            variants=("full", Variant("performer", features=64), Variant("linformer", landmarks=16)),
             train={
                 "steps": 300,
                 "batch": 32,

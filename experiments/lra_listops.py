@@ -72,7 +72,7 @@ experiment = Experiment(
                 "validation_examples": 500,
                 "test_examples": 1000,
             },
-            variants=("full", Variant("performer", features=64), Variant("nystrom", landmarks=16)),
+            variants=("full", Variant("performer", features=64), Variant("linformer", landmarks=16)),
             train={"steps": 400, "learning_rate": 1e-3, "warmup": 40, "evaluate_every": 200},
             tune={"learning_rate": (), "seeds": 2},
         ),

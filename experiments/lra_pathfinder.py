@@ -74,7 +74,7 @@ experiment = Experiment(
                 "validation_examples": 500,
                 "test_examples": 1000,
             },
-            variants=("full", Variant("performer", features=64), Variant("nystrom", landmarks=16)),
+            variants=("full", Variant("performer", features=64), Variant("linformer", landmarks=16)),
             train={"steps": 300, "batch": 32, "learning_rate": 1e-3, "warmup": 30, "evaluate_every": 150},
             tune={"learning_rate": (), "seeds": 2},
         ),
