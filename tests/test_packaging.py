@@ -40,10 +40,12 @@ LAYERS = {
     "sweep": {"data", "model", "train", "experiment", "overrides", "parallel", "store"},
     "report": {"store"},  # reads files
     "launch": {"parallel"},
+    "listing": {"attention", "data", "experiment", "overrides"},
     "cli": {
         "store",
         "parallel",
         "launch",
+        "listing",
         "attention",
         "data",
         "measure",

@@ -65,7 +65,7 @@ def test_every_setting_moves_the_digest():
         ({"steps": 0}, "train.steps=0 must be at least 1"),
         ({"steps": 1.5}, "wrong type"),
         ({"batch": 6, "accumulate": 4}, "does not divide"),
-        ({"warmup": 30}, "between 0 and train.steps"),
+        ({"warmup": 30}, "a warm-up between 0 and 10"),
         ({"optimizer": "adam", "weight_decay": 0.1}, "no meaning for adam"),
         ({"clip": 0.0}, "None for no clipping"),
         ({"learning_rate": -1.0}, "must be above 0"),
