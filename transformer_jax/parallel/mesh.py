@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import astuple, dataclass
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
@@ -59,8 +60,22 @@ def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
             f"A mesh of {wanted} has {math.prod(shape)} places for {len(devices)} device(s): choose axes "
             f"whose product is the number of devices, or leave mesh.data unset."
         )
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(grid(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices in that shape. Only `data` crosses TPU slices, whose links are slow."""
+    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, *inner = shape
+    if data % slices:
+        raise BadInput(
+            f"mesh.data={data} is no multiple of the {slices} slices: only the batch may be cut across them."
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *inner), (slices, 1, 1, 1), devices, allow_split_physical_axes=True
+    )
 
 
 _current: ContextVar[Mesh | None] = ContextVar("mesh", default=None)

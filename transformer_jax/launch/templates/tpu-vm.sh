@@ -7,11 +7,22 @@ set -u
 name={{name}}
 zone={{zone}}
 tpu() { gcloud compute tpus tpu-vm "$1" "$name" --zone="$zone" --worker=all "${@:2}"; }
-state() { gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' 2>/dev/null; }
+# UNKNOWN where the question itself failed: a slice that may be at work must not be deleted for that.
+state() {
+  local said
+  if said=$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' 2>&1); then
+    echo "$said"
+  elif [[ "$said" == *NOT_FOUND* ]]; then
+    echo NONE
+  else
+    echo UNKNOWN
+  fi
+}
 
 for attempt in $(seq {{restarts}}); do
   case "$(state)" in
     ACTIVE|WAITING_FOR_RESOURCES|PROVISIONING|ACCEPTED) ;;
+    UNKNOWN) sleep 30; continue ;;
     *)
       gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet 2>/dev/null
       gcloud compute tpus queued-resources create "$name" --node-id="$name" --zone="$zone" \
