@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_jax import checkpoint
 from transformer_jax.checkpoint import Checkpoints, PatientLoop, checksum, checksums, leaves, restore_latest
 from transformer_jax.errors import BadInput
 
@@ -248,3 +249,13 @@ def test_checksum_sees_order_and_the_sign_of_zero():
     x = jnp.arange(6.0).reshape(2, 3)
     assert len({checksums({"x": y})["x"] for y in (x, x[::-1], x[:, ::-1], -x, x.T.reshape(2, 3))}) == 5
     assert checksums({"x": jnp.zeros(2)}) != checksums({"x": -jnp.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError("reset"), PermissionError("denied"), ValueError("UNAVAILABLE: HTTP 503")]
+)
+def test_a_store_that_does_not_answer_is_no_damage(error):
+    with pytest.raises(type(error)), checkpoint._reading():
+        raise error
+    with pytest.raises(checkpoint.Damaged), checkpoint._reading():
+        raise ValueError("DATA_LOSS: zlib: incorrect header check")

@@ -12,6 +12,7 @@ import copy
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,12 @@ Parts = Mapping[str, Any]
 RECORD = "record"
 # What the library raises on files that are missing, cut short or scrambled; not want of memory, not bugs.
 UNREADABLE = (OSError, ValueError, KeyError)
+# Of these, what is no fault of the files: a store that does not answer, or lets nobody in. The library tells
+# by a name in a ValueError alone.
+UNREACHABLE = (PermissionError, ConnectionError, TimeoutError)
+NO_ANSWER = re.compile(
+    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED"
+)
 
 
 class Restored(NamedTuple):
@@ -166,11 +173,21 @@ def _reading() -> Iterator[None]:
     except Exception as error:
         # The library wraps what it meets in the data in a plain Exception.
         cause = error.__cause__ if type(error) is Exception else error
-        if not isinstance(cause, UNREADABLE):
+        if not isinstance(cause, UNREADABLE) or _unreachable(cause):
             raise
         raise Damaged(f"cannot be read ({_first_line(cause)})") from error
     finally:
         asyncio.set_event_loop_policy(policy)
+
+
+def _unreachable(error: BaseException) -> bool:
+    """Whether a store failed to answer: the checkpoint may be sound, and must not be set aside."""
+    http = getattr(error, "code", None)  # of gcsfs
+    return (
+        isinstance(error, UNREACHABLE)
+        or bool(NO_ANSWER.search(str(error)))
+        or (isinstance(http, int) and http != 404)
+    )
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: Parts) -> Restored:

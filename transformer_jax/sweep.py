@@ -22,6 +22,7 @@ from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
 from transformer_jax.parallel.group import agreed, first
+from transformer_jax.parallel.mesh import on
 from transformer_jax.store import writable
 from transformer_jax.train import loop
 from transformer_jax.train.devices import mesh_of
@@ -102,8 +103,8 @@ def validate(cells: Sequence[Cell], data: Path) -> None:
         if cell.label not in checked:
             checked.add(cell.label)
             try:
-                mesh_of(cell.run)
-                jax.eval_shape(lambda run=cell.run: build_model(run)(tokens, **layout)[0])
+                with on(mesh_of(cell.run)):
+                    jax.eval_shape(lambda run=cell.run: build_model(run)(tokens, **layout)[0])
             except BadInput as error:
                 raise BadInput(f"Variant {cell.label!r}: {error}") from None
 

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax.attention.catalogue import find
 from transformer_jax.attention.contract import Layout
+from transformer_jax.attention.engines.forms import Recurrence, recur
 from transformer_jax.conformance.sequence import sequence_changes_nothing
 from transformer_jax.conformance.subject import Subject
 from transformer_jax.errors import BadInput
@@ -60,6 +61,21 @@ def program(name: str, devices: int) -> dict:
         "gathers": count("all-gather"),
         "permutes": count("collective-permute"),
     }
+
+
+def bonus() -> float:
+    """‖o on eight devices − o on one‖ / ‖o‖ of a decaying recurrence with a bonus, which no mechanism of the
+    catalogue has."""
+    layout, keys = Layout.plain(2, 64), jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 64, 2, 4)) for key in keys)
+    r = Recurrence(q=q, k=k, v=v, bonus=jnp.full((2, 4), 0.3), log_decay=-jnp.abs(q[..., 0]))
+
+    def run(r):
+        with on(make_mesh(Axes(data=1, sequence=8))):
+            return recur(r, layout)[0]
+
+    wanted, _ = recur(r, layout)
+    return float(jnp.linalg.norm(jax.jit(run)(r) - wanted) / jnp.linalg.norm(wanted))
 
 
 def refusal(name: str, length: int) -> str:

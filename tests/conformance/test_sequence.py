@@ -62,3 +62,7 @@ def check_programs(names):
 def test_a_sequence_that_does_not_divide_is_refused():
     said = on_eight(on_shards.refusal, "linear", 30)
     assert said.startswith("A sequence of 30 tokens does not divide over mesh.sequence=8 devices: ")
+
+
+def test_a_bonus_of_the_current_token_stays_with_its_heads():
+    assert on_eight(on_shards.bonus) < 1e-6

@@ -33,7 +33,7 @@ class Train:
         end. keep: how many stay.
       log_every: steps that one record of the training loss averages over.
       steps_per_dispatch: training steps per call of the compiled program; None: chosen from the
-        measured time of a step. It changes no result.
+        measured time of a step, 1 with several processes. It changes no result.
       mesh: how many devices cut the batch, the parameters, the heads and the sequence. It changes no
         result but for rounding; a run may go on on another.
       stop_at: stop when the task's metric on the validation split is this good ("solved").

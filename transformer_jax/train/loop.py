@@ -129,10 +129,8 @@ class Training:
         try:
             with self.signals.listening():
                 found = self.through()
-            self.signals.at_end()
-            return found
         except Diverged as divergence:
-            return self.finish("diverged", str(divergence))
+            found = self.finish("diverged", str(divergence))
         except Interrupted:
             number = self.signals.obeyed
             self.save()
@@ -143,6 +141,8 @@ class Training:
                 f"The same command continues from there."
             )
             raise SystemExit(128 + number) from None
+        self.signals.at_end()
+        return found
 
     def through(self) -> dict[str, Any]:
         train = self.run.train
@@ -382,6 +382,8 @@ class Training:
             "tokens_per_s": speed * self.tokens,
             "data_wait": self.waited / self.busy if self.busy else 0.0,
         } | ({"message": message} if message else {})
+        if self.log is not None:
+            self.log.flush()  # before the result, which says that nothing is to follow
         write_json(self.out / RESULT, result)
         return result
 

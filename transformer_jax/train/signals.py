@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformer_jax.parallel.group import agreed, stop
+from transformer_jax.parallel.group import objection, stop
 
 
 class Signals:
@@ -50,7 +50,6 @@ class Signals:
 
     def at_end(self) -> None:
         """Obeys one that came while the result was written: what would follow the run must not begin."""
-        if (number := agreed(lambda: self.heard)) is not None:
-            raise SystemExit(128 + number)
-        if self.heard is not None:  # process 0 had not heard: this one ends, and the others see it
-            signal.raise_signal(self.heard)
+        heard = objection(None if self.heard is None else str(self.heard))
+        if heard is not None:
+            raise SystemExit(128 + int(heard))

@@ -60,6 +60,8 @@ class Recurrence:
     def __post_init__(self):
         if (self.a is None) != (self.b is None):
             raise BadInput("A correction of the state needs both a and b: give both, or neither.")
+        if not hasattr(self.k, "shape"):  # JAX makes trees of other things in this form too
+            return
         if self.bonus is not None and (self.log_gain is not None or self.k.shape[1] != self.q.shape[1]):
             raise BadInput("A bonus goes with one micro-step per token and no log_gain: drop one of them.")
 
@@ -94,7 +96,8 @@ def recur_both_ways(r: Recurrence, layout: Layout, chunk: int | None = None) -> 
 def _on_shards(f: Callable, r: Recurrence, borders, valid, chunk: int | None) -> jax.Array:
     """f(_forward, r, borders, valid, chunk), each device with its shard of the sequence."""
     shards = Shards.of(r.q.shape[0], r.q.shape[2])
-    where = replace(shards.streams(r), bonus=shards.weights(r.bonus))
+    cut = {"bonus": shards.weights}
+    where = jax.tree_util.tree_map_with_path(lambda path, x: cut.get(path[0].name, shards.streams)(x), r)
     tokens = borders, valid
     return shards.run(
         lambda r, tokens: f(_forward_on_shard, r, *tokens, chunk),

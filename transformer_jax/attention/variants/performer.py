@@ -33,7 +33,7 @@ class RandomFeatures(RecurrenceMixer):
     """Linear attention with features drawn at random, and drawn anew in training.
 
     They are drawn again after the steps n, 2n, … of a training run, counted from 0, with n = `redraw_every`;
-    None: never. So an evaluation every n steps has features that the model has been trained with.
+    None: never. With n > 1 an evaluation every n steps has features that the model has been trained with.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class Performer(RandomFeatures):
     The random features are drawn once per layer and shared by its heads. A factor common to all features of
     a query cancels; that of a key, e^{g_s}, is left to the engine's stabilizer. No ε is added to the
     features. `draws` may be "independent", whose variance is larger. Features are drawn anew after every
-    training step (`redraw_every`): section 4.2 of the paper redraws, and the authors' code does in each call.
-    The paper's trigonometric features are `performer_trigonometric`.
+    training step but the first (`redraw_every`): section 4.2 of the paper redraws, and the authors' code
+    does in each call. The paper's trigonometric features are `performer_trigonometric`.
     """
 
     name = "performer"

@@ -69,8 +69,8 @@ class SubwordFolder(TextFolder):
     """The text of a folder's files in subwords.
 
     They are merged byte pairs, which sentencepiece learns from the training split, on the spot. The encoding
-    loses nothing: spaces and line ends are kept as they are, and what the vocabulary lacks is written in
-    bytes. Perplexity is per subword: compare scores of one text and one vocabulary only.
+    of valid UTF-8 loses nothing: spaces and line ends are kept as they are, and what the vocabulary lacks is
+    written in bytes. Perplexity is per subword: compare scores of one text and one vocabulary only.
     Needs the extra `subwords`.
     """
 
