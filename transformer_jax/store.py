@@ -1,7 +1,7 @@
 """Directories on a disk or in an object store (gs://...), and what is different there.
 
-An object appears whole or not at all, so a write needs no second name; it cannot be appended to, renamed or
-locked. Reading and writing of gs:// goes through gcsfs (the extra `gcs`), of a checkpoint's arrays through
+An object appears whole or not at all, so a write needs no second name; it cannot be appended to or locked, and
+what is renamed is copied and deleted. Reading and writing of gs:// goes through gcsfs (the extra `gcs`), of a checkpoint's arrays through
 TensorStore.
 """
 

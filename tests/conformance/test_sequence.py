@@ -1,7 +1,7 @@
 """With the sequence cut over devices every mechanism computes what it computes on one.
 
 A sample of the engines runs whenever the tests do, in a process of its own with eight devices; all mechanisms
-on all meshes are marked slow, and CI runs them.
+on all meshes are marked slow, and are run by hand.
 """
 
 from __future__ import annotations
