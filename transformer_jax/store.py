@@ -1,8 +1,8 @@
 """Directories on a disk or in an object store (gs://...), and what is different there.
 
-An object appears whole or not at all, so a write needs no second name; it cannot be appended to or locked, and
-what is renamed is copied and deleted. Reading and writing of gs:// goes through gcsfs (the extra `gcs`), of a checkpoint's arrays through
-TensorStore.
+An object appears whole or not at all, so a write needs no second name; it cannot be appended to or locked,
+and what is renamed is copied and deleted. Reading and writing of gs:// goes through gcsfs (the extra `gcs`),
+of a checkpoint's arrays through TensorStore.
 """
 
 from __future__ import annotations
