@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from transformer_jax.attention.catalogue import catalogue
@@ -16,8 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "mechanisms.md"
 
 
+WRITTEN_WITH = (0, 10)
+"""The JAX whose choice of what to keep for the backward pass the page shows; another may keep a little less."""
+
+
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text() == page(), "write it anew: transformer-jax list --markdown > docs/mechanisms.md"
+    texts = PAGE.read_text(), page()
+    if jax.__version_info__[:2] != WRITTEN_WITH:
+        texts = tuple(re.sub(r"\| [\d,]+ \| (?=\[|doi)", "| ", text) for text in texts)
+    assert texts[0] == texts[1], "write it anew: transformer-jax list --markdown > docs/mechanisms.md"
 
 
 OURS = {name: m for name, m in catalogue().items() if m.__module__.startswith("transformer_jax.")}

@@ -27,6 +27,7 @@ The figures are bytes, at its own options in a layer of width 512 with 8 heads a
 in float32: of a sequence's decode state; of what decoding a token reads (parameters, a full state, the token)
 and writes; and of what training keeps per token for the backward pass. One function reads them from the
 traced program (`transformer_jax/attention/moved.py`); the conformance suite holds them to the compiled one.
+What is kept is as JAX 0.10 traces it; another version may keep a little less.
 """
 
 SIZES: dict[str, Any] = {"width": 512, "heads": 8, "length": 1024}
