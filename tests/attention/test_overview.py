@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "mechanisms.md"
 
 
 WRITTEN_WITH = (0, 10)
-"""The JAX whose choice of what to keep for the backward pass the page shows; another may keep a little less."""
+"""The JAX whose choice of what to keep for the backward pass the page shows; another may keep less."""
 
 
 def test_the_page_is_up_to_date():
