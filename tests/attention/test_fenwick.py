@@ -45,10 +45,16 @@ def test_no_result_depends_on_the_chunk():
     q, k, v = normal(2, 41, 3, 4), normal(2, 41, 3, 4), normal(2, 41, 3, 5)
     log_decay, weight = -jnp.abs(normal(2, 41, 3)), normal(2, 41, 3, 7)
     layout = Layout(Layout.plain(2, 41).positions, None, jnp.array([41, 18]))
-    whole, parts = (
-        fenwick.mix(q, k, v, log_decay=log_decay, weight=weight, layout=layout, chunk=chunk)
-        for chunk in (41, 6)
-    )
+    nothing = fenwick.empty(2, 3, 7, 4, 5, jnp.float32)
+
+    def mix(chunk, state):
+        return fenwick.mix(
+            q, k, v, log_decay=log_decay, weight=weight, layout=layout, state=state, chunk=chunk
+        )
+
     valid = layout.valid[..., None, None]
+    whole, parts = mix(41, nothing), mix(6, nothing)
     agree(parts[0] * valid, whole[0] * valid, within=CLOSE, what="outputs")
     agree(parts[1]["S"], whole[1]["S"], within=CLOSE, what="the state")
+    for chunk in (1, 8, 64):  # the simpler form of whole rows
+        agree(mix(chunk, None)[0] * valid, whole[0] * valid, within=CLOSE, what=f"outputs, chunk {chunk}")

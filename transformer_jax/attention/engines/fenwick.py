@@ -6,15 +6,19 @@ The level ℓ(t, s) is the number of bits of t xor s, counted from the start of 
 itself, and twice as many tokens from each level to the next. Within a chunk pairs are weighed by λ at
 their level. Between chunks, the state of level ℓ at token e is seen from a later t at the level
 max(ℓ, m), m = ℓ(t, e): all of its tokens lie on one side of the highest bit in which t and e differ.
+
+Of a whole row cut at powers of two this is simpler: no level below that of a chunk is seen from another one,
+and the levels within are the same in each.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from transformer_jax.attention.contract import Layout, State
-from transformer_jax.attention.engines.chunks import cut, in_chunks
+from transformer_jax.attention.engines.chunks import in_chunks
 from transformer_jax.attention.engines.decay import decayed
 
 CHUNK = 64
@@ -41,18 +45,23 @@ def mix(
     layout: Layout,
     state: State | None = None,
     chunk: int = CHUNK,
-) -> tuple[jax.Array, State]:
-    """o (B, T, N, M) in float32 at least, and the state after each row's last valid token.
+) -> tuple[jax.Array, State | None]:
+    """o (B, T, N, M) in float32 at least, and the state after each row's last valid token; without a state,
+    and without documents packed into a row, it returns none.
 
     Args:
       q, k: (B, T, N, H). v: (B, T, N, M).
       log_decay: (B, T, N), log D of each head; −inf forgets.
       weight: (B, T, N, levels), λ.
-      chunk: tokens in parallel; no result depends on it.
+      chunk: tokens in parallel, a power of two; no result depends on it.
     """
     batch, length, heads, size = k.shape
     real = jnp.promote_types(jnp.float32, q.dtype)
     deep = weight.shape[-1]
+    if state is None and layout.segments is None:
+        if layout.valid is not None:
+            v = jnp.where(layout.valid[..., None, None], v, 0)
+        return _whole_rows(*(x.astype(real) for x in (q, k, v, log_decay, weight)), chunk=chunk), None
     state = empty(batch, heads, deep, size, v.shape[-1], real) if state is None else state
     valid, starts = layout.valid, layout.starts(state["segment"])
     if valid is not None:
@@ -62,18 +71,13 @@ def mix(
     if starts is not None:
         log_decay = jnp.where(starts[..., None], -jnp.inf, log_decay)
 
-    def heads_first(x):
-        """(B, n, N, …) → (B·N, n, …)."""
-        x = jnp.moveaxis(x, 2, 1).astype(real)
-        return x.reshape(batch * heads, *x.shape[2:])
-
     def each_head(x):
         return jnp.repeat(x, heads, axis=0)
 
     def body(carry, x):
         S, last = carry  # (B·N, levels, H, M), (B,)
         (q, k, v, log_decay, weight), at, valid = x
-        q, k, v, log_decay, weight = map(heads_first, (q, k, v, log_decay, weight))
+        q, k, v, log_decay, weight = (_heads_first(x.astype(real)) for x in (q, k, v, log_decay, weight))
         pairs = each_head(level(at[:, :, None], at[:, None]))
         D = decayed(log_decay, [(q, "after")], [k])
         inner = D.inner[0][0] * _picked(weight, pairs)
@@ -109,10 +113,59 @@ def empty(batch: int, heads: int, deep: int, size: int, values: int, dtype) -> S
     }
 
 
-def flops(batch: int, length: int, heads: int, deep: int, size: int, values: int, chunk: int = CHUNK) -> int:
-    """Matrix-product FLOPs of `mix`."""
-    chunks, n = cut(length, chunk)
-    return 2 * batch * heads * chunks * n * (n * (size + values) + 2 * deep * size * values)
+def flops(batch: int, length: int, heads: int, size: int, values: int, chunk: int = CHUNK) -> int:
+    """Matrix-product FLOPs of `mix` without a state."""
+    n, chunks, near, far = _cut(length, chunk)
+    return 2 * batch * heads * chunks * n * (n * (size + values + near) + (far + 1) * size * values)
+
+
+def _cut(length: int, chunk: int) -> tuple[int, int, int, int]:
+    """Tokens in a chunk, chunks, levels within one, and levels beyond."""
+    n = min(chunk, 1 << (length - 1).bit_length())
+    chunks = -(-length // n)
+    return n, chunks, n.bit_length(), (chunks - 1).bit_length()
+
+
+def _whole_rows(q, k, v, log_decay, weight, *, chunk: int) -> jax.Array:
+    """`mix` of tokens 0, 1, …, of every row. S holds of each level beyond the chunk the chunks before: level
+    near + l those whose number differs from this chunk's in bit l at the highest."""
+    batch, length, heads, size = k.shape
+    n, chunks, near, far = _cut(length, chunk)
+    more = max(0, near + far - weight.shape[-1])  # the deepest λ serves what is deeper still
+    weight = jnp.pad(weight, ((0, 0),) * 3 + ((0, more),), mode="edge")[..., : near + far]
+    streams = jax.tree.map(
+        lambda x: jnp.pad(x, ((0, 0), (0, chunks * n - length)) + ((0, 0),) * (x.ndim - 2)),
+        (q, k, v, log_decay, weight),
+    )
+    t = np.arange(n)
+    bits = np.frexp(t[:, None] ^ t[None])[1]  # how many has t xor s
+    which = jnp.asarray(bits[..., None] == np.arange(near), q.dtype)
+    beyond = jnp.arange(far)[None, None, :, None]
+
+    def body(carry, x):
+        S, c = carry  # (B·N, H, far, M), ()
+        q, k, v, log_decay, weight = map(_heads_first, x)
+        D = decayed(log_decay, [(q, "after")], [k])
+        inner = D.inner[0][0] * jnp.einsum("rtl,tsl->rts", weight[..., :near], which)
+        read = jnp.einsum("rth,rhlm->rtlm", D.carried[0], S)
+        o = jnp.sum(weight[..., near:, None] * read, axis=2) + jnp.einsum("rts,rsm->rtm", inner, v)
+        S = D.whole[..., None] * S
+        # From the next chunk this one, and those that differ from it in a lower bit only, differ in bit l.
+        l = level(c + 1, c) - 1
+        joined = jnp.einsum("rsh,rsm->rhm", D.remaining[0], v)[:, :, None]
+        joined += jnp.sum(jnp.where(beyond < l, S, 0), axis=2, keepdims=True)
+        S = jnp.where(beyond > l, S, jnp.where(beyond == l, joined, 0))
+        return (S, c + 1), jnp.moveaxis(o.reshape(batch, heads, *o.shape[1:]), 1, 2)
+
+    S = jnp.zeros((batch * heads, size, far, v.shape[-1]), q.dtype)
+    o, _ = in_chunks(body, streams, (S, jnp.zeros((), jnp.int32)), length=chunks * n, chunk=n)
+    return o[:, :length]
+
+
+def _heads_first(x: jax.Array) -> jax.Array:
+    """(B, n, N, …) → (B·N, n, …)."""
+    x = jnp.moveaxis(x, 2, 1)
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _picked(weight: jax.Array, at: jax.Array) -> jax.Array:

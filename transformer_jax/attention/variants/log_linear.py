@@ -78,7 +78,7 @@ class LogLinear(Mamba2):
     def core_flops(self, batch, length):
         g = self.geometry
         size = self.shared // g.kv_heads
-        return fenwick.flops(batch, length, g.heads, self.levels, size, g.head_size)
+        return fenwick.flops(batch, length, g.heads, size, g.head_size)
 
     def projection_flops(self, batch, length):
         return super().projection_flops(batch, length) + linear_flops(batch * length, self.level)
