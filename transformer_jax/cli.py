@@ -120,6 +120,9 @@ def parser() -> Parser:
         run.add_argument(name, type=of, help=says)
     report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
     report.add_argument("directories", nargs="+", type=_place, metavar="DIR")
+    report.add_argument(
+        "--keep", type=_place, metavar="DIR", help="copy the results there, small enough for a repository"
+    )
     check = verb("check", "Prove a mechanism by the conformance suite.", run_checks)
     check.add_argument("target", metavar="VARIANT_OR_FILE")
     bench = verb(
@@ -290,7 +293,7 @@ def write_report(options: argparse.Namespace) -> int:
     if options.json:
         write.print_lines(options.directories)
     else:
-        write.report(options.directories)
+        write.report(options.directories, kept=options.keep)
     return 0
 
 

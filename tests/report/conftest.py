@@ -18,8 +18,17 @@ def fabricate(tmp_path):
     """
 
     def make(
-        scores, *, name="results", metric="accuracy", tests=None, validation=None, versions=None, **more
+        scores,
+        *,
+        name="results",
+        metric="accuracy",
+        tests=None,
+        validation=None,
+        versions=None,
+        device=DEVICE,
+        **more,
     ):
+        """tests: label -> test set -> score, or a score per seed."""
         root = tmp_path / name
         cells = []
         for label, rates in scores.items():
@@ -30,7 +39,12 @@ def fabricate(tmp_path):
                         {"label": label, "learning_rate": rate, "seed": seed, "directory": directory}
                     )
                     valid = (validation or {}).get((label, rate), score)
-                    fake_cell(root / directory, score, valid, metric, (tests or {}).get(label, {}), versions)
+                    named = {
+                        test: value[seed] if isinstance(value, list) else value
+                        for test, value in (tests or {}).get(label, {}).items()
+                    }
+                    about = {"versions": versions or {"jax": "0.10.2"}, "device": device}
+                    fake_cell(root / directory, score, valid, metric, named, about)
         experiment = {
             "title": "Recall & friends: 100% of_it",
             "claim": "Full attention recalls.",
@@ -40,6 +54,7 @@ def fabricate(tmp_path):
             "metric": metric,
             "digest": "0123456789abcdef",
             "variants": [{"label": label} for label in scores],
+            "settings": {label: {"model": {"width": 64}, "train": {"steps": 100}} for label in scores},
             "cells": cells,
             "published": None,
             "departures": {},
@@ -52,9 +67,9 @@ def fabricate(tmp_path):
     return make
 
 
-def fake_cell(directory, score, validation, metric, tests, versions):
+def fake_cell(directory, score, validation, metric, tests, about):
     directory.mkdir(parents=True)
-    config = {"label": "", "config": {"seed": 0}, "versions": versions or {"jax": "0.10.2"}, "device": DEVICE}
+    config = {"label": "", "config": {"seed": 0}, **about}
     if score == "unfinished":
         return
     (directory / "config.json").write_text(json.dumps(config))

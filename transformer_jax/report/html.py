@@ -68,6 +68,7 @@ def page(
         *(_figure(name, drawing) for name, drawing in drawings.items()),
         *(f"<h2>{escape(sheet.title)}</h2>{_table(sheet)}" for sheet in rest),
         "<h2>What was run</h2>",
+        f"<pre>{escape(experiment['command'])}</pre>" if experiment.get("command") else "",
         _details("About this experiment", f"<pre>{escape(experiment['doc'])}</pre>")
         if experiment.get("doc")
         else "",
@@ -99,6 +100,7 @@ def _facts(results: Results) -> str:
                 f"scale {experiment['scale']}" if experiment.get("scale") else "",
                 f"{done} of {len(results.cells)} runs finished",
                 ", ".join(results.devices()),
+                " to ".join(results.dates()),
                 f"configuration {experiment['digest'][:12]}" if experiment.get("digest") else "",
             ],
         )
@@ -151,8 +153,10 @@ def _runs(results: Results) -> str:
 def _configurations(results: Results) -> str:
     shown = []
     for label in results.labels:
+        # Of kept results the experiment has them, once for each variant.
         config = next(
-            (cell.config["config"] for cell in results.of(label) if cell.config.get("config")), None
+            (cell.config["config"] for cell in results.of(label) if cell.config.get("config")),
+            results.experiment.get("settings", {}).get(label),
         )
         if config is not None:
             shown.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -44,14 +44,14 @@ _STYLE = {
 def figures(results: Results) -> dict[str, Figure]:
     """Every figure that these results fill, by file name."""
     summaries = summarize(results)
-    drawn: dict[str, Callable[[Axes, Results, list[Summary]], None]] = {"scores": scores, "curves": curves}
+    wanted: dict[str, Callable[[Axes, Results, list[Summary]], None]] = {"scores": scores, "curves": curves}
     if any(length_of(test) for test in results.tests):
-        drawn["lengths"] = lengths
+        wanted["lengths"] = lengths
     if any(len(summary.rates) > 1 for summary in summaries):
-        drawn["rates"] = rates
+        wanted["rates"] = rates
     found = {}
     with matplotlib.rc_context(_STYLE):
-        for name, draw in drawn.items():
+        for name, draw in wanted.items():
             tall = 0.9 + 0.32 * (len(summaries) + 1) if name == "scores" else 3.6
             figure = Figure(figsize=(7.2, tall), layout="constrained")
             draw(figure.add_subplot(), results, summaries)
@@ -157,12 +157,18 @@ def rates(axes: Axes, results: Results, summaries: list[Summary]) -> None:
     _finish(axes, results)
 
 
+def drawn(figure: Figure, name: str, kind: Literal["svg", "png"], **how: Any) -> bytes:
+    """The figure as a file, the same for the same figure."""
+    out = io.BytesIO()
+    metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(out, format=kind, metadata=metadata, dpi=160, **how)
+    return out.getvalue()
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as an SVG element that a page can hold: no declarations, the page's ink, ids of its own."""
-    out = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    text = out.getvalue()
+    text = drawn(figure, name, "svg", transparent=True).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)

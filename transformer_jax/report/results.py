@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,25 +16,34 @@ from transformer_jax.store import place
 
 Status = Literal["finished", "solved", "diverged", "failed", "unfinished"]
 STATUSES: tuple[Status, ...] = ("solved", "finished", "diverged", "failed", "unfinished")
+RUNS = "runs.jsonl"
+"""The runs of kept results, a line each, in the place of their directories."""
 LOWER_IS_BETTER = ("loss", "bits_per_byte", "perplexity", "squared_error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a sweep: a variant, a learning rate, a seed."""
+    """One run of a sweep: a variant, a learning rate, a seed. `path` is its directory in the results.
+
+    `config` is its config.json: settings, versions, device. `kept` is its line where the results are kept.
+    """
 
     label: str
     learning_rate: float
     seed: int
-    directory: Path
+    root: Path
+    path: str
     status: Status
     result: dict[str, Any]
     config: dict[str, Any]
+    kept: dict[str, Any] | None = None
 
     @cached_property
     def curve(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; what a kill left half written is dropped."""
-        path = self.directory / "metrics.jsonl"
+        if self.kept is not None:
+            return self.kept["curve"]
+        path = self.root / self.path / "metrics.jsonl"
         lines = []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
@@ -41,6 +51,18 @@ class Cell:
             except json.JSONDecodeError:
                 continue
         return lines
+
+    @property
+    def date(self) -> str | None:
+        """The day on which it ended, as 2026-11-25, in UTC; None where it has not."""
+        if self.kept is not None:
+            return self.kept["date"]
+        if "date" in self.result or not self.result:
+            return self.result.get("date")
+        for name in ("result.json", "failed.json"):  # of a run that did not say
+            if (file := self.root / self.path / name).is_file():
+                return datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat()
+        return None
 
     @property
     def done(self) -> bool:
@@ -59,6 +81,8 @@ class Results:
     directory: Path
     experiment: dict[str, Any]
     cells: tuple[Cell, ...]
+    kept: bool = False
+    """Whether they are in the compact form that a repository holds."""
 
     @property
     def metric(self) -> str:
@@ -91,6 +115,11 @@ class Results:
         found = [versions for versions in runs if versions] or [self.experiment.get("versions", {})]
         return {tuple(sorted((str(k), str(v)) for k, v in versions.items())) for versions in found}
 
+    def dates(self) -> list[str]:
+        """The first and the last day on which a run ended, or the only one."""
+        days = sorted({cell.date for cell in self.cells if cell.date})
+        return days[:1] + days[1:][-1:]
+
     def devices(self) -> list[str]:
         """What they ran on, in words."""
         return sorted({_device(cell.config["device"]) for cell in self.cells if cell.config.get("device")})
@@ -119,10 +148,11 @@ def read(directory: Path) -> Results:
         raise BadInput(
             f"{path} lacks {', '.join(sorted(missing))}: run the experiment again into a new directory."
         )
-    cells = tuple(_cell(place(directory), entry) for entry in experiment["cells"])
+    kept = _kept(place(directory))
+    cells = tuple(_cell(place(directory), entry, kept) for entry in experiment["cells"])
     if not any(cell.result for cell in cells):
         raise BadInput(f"{directory} has no finished run yet: let `run` finish at least one of {len(cells)}.")
-    return Results(directory=place(directory), experiment=experiment, cells=cells)
+    return Results(directory=place(directory), experiment=experiment, cells=cells, kept=kept is not None)
 
 
 def differing_versions(results: Iterable[Results]) -> dict[str, list[str]]:
@@ -135,17 +165,36 @@ def differing_versions(results: Iterable[Results]) -> dict[str, list[str]]:
     return {library: sorted(found) for library, found in sorted(seen.items()) if len(found) > 1}
 
 
-def _cell(root: Path, entry: dict[str, Any]) -> Cell:
-    directory = root / entry["directory"]
-    result, failed = _json(directory / "result.json"), _json(directory / "failed.json")
+def _kept(root: Path) -> dict[str, dict[str, Any]] | None:
+    """directory -> line of runs.jsonl; None where the results are those that `run` wrote."""
+    path = root / RUNS
+    if not path.is_file():
+        return None
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return {line["directory"]: line for line in lines}
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path} is not readable: keep the results again, with report --keep.") from None
+
+
+def _cell(root: Path, entry: dict[str, Any], kept: Mapping[str, dict[str, Any]] | None) -> Cell:
+    directory, line = root / entry["directory"], None
+    if kept is None:
+        result = _json(directory / "result.json") or _json(directory / "failed.json")
+        config = _json(directory / "config.json")
+    else:
+        line = kept.get(entry["directory"], {"result": {}, "config": {}, "curve": [], "date": None})
+        result, config = line["result"], line["config"]
     return Cell(
         label=entry["label"],
         learning_rate=entry["learning_rate"],
         seed=entry["seed"],
-        directory=directory,
-        status=result["status"] if result else "failed" if failed else "unfinished",
-        result=result or failed,
-        config=_json(directory / "config.json"),
+        root=root,
+        path=entry["directory"],
+        status=result.get("status", "unfinished"),
+        result=result,
+        config=config,
+        kept=line,
     )
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
 from transformer_jax.errors import BadInput
 from transformer_jax.report import html, plots, table
+from transformer_jax.report.keep import keep
 from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
@@ -20,13 +20,23 @@ from transformer_jax.report.summary import p_values, summarize
 from transformer_jax.store import place, write_text
 
 
-def report(directories: Sequence[Path], console: Console | None = None) -> list[Path]:
+def report(
+    directories: Sequence[Path], console: Console | None = None, kept: Path | None = None
+) -> list[Path]:
     """Writes DIR/report/ for each directory and shows its tables. Returns the HTML pages.
+
+    Args:
+      kept: a directory into which the results are copied in their compact form (`keep`); the report is
+        then written there.
 
     Raises BadInput where a directory holds no results or cannot be written.
     """
     console = console or Console()
     everything = [read(place(directory)) for directory in directories]
+    if kept is not None:
+        if len(everything) > 1:
+            raise BadInput(f"--keep takes one directory of results, not {len(everything)}: keep each alone.")
+        everything = [read(keep(everything[0], kept))]
     warnings = version_warnings(everything)
     for warning in warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
@@ -52,15 +62,16 @@ def write(results: Results, warnings: Sequence[str] = ()) -> Path:
     )
     figures = plots.figures(results)
     drawings = {name: plots.svg(figure, name) for name, figure in figures.items()}
-    links = "\n".join(f"![{name}]({name}.png)" for name in figures)
+    # A repository need not hold a drawing twice.
+    kinds: tuple[Literal["svg", "png"], ...] = ("svg",) if results.kept else ("png", "svg")
+    links = "\n".join(f"![{name}]({name}.{kinds[0]})" for name in figures)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"Cannot write {folder}, for it is a file: move it away.")
     try:
         folder.mkdir(exist_ok=True)
         for name, figure in figures.items():
-            for kind, how in (("png", {"dpi": 160}), ("svg", {"metadata": {"Date": None}})):
-                figure.savefig(drawing := io.BytesIO(), format=kind, **how)
-                (folder / f"{name}.{kind}").write_bytes(drawing.getvalue())
+            for kind in kinds:
+                (folder / f"{name}.{kind}").write_bytes(plots.drawn(figure, name, kind))
         write_text(folder / "report.md", f"{text}\n{links}\n")
         write_text(folder / "report.tex", table.latex_document(title, written))
         write_text(folder / "report.csv", table.comma_separated(numbers(results)))
