@@ -37,7 +37,7 @@ LAYERS = {
     "conformance": {"attention", "model", "measure", "parallel"},
     "generation": {"attention", "data", "model", "checkpoint", "train"},
     "experiment": {"attention", "data", "model", "train", "overrides", "user_file"},
-    "sweep": {"data", "model", "train", "experiment", "overrides", "parallel", "store"},
+    "sweep": {"data", "measure", "model", "train", "experiment", "overrides", "parallel", "store"},
     "report": {"store"},  # reads files
     "launch": {"parallel"},
     "listing": {"attention", "data", "experiment", "overrides"},

@@ -21,6 +21,7 @@ from transformer_jax.data import builders
 from transformer_jax.data.pipeline import evaluation_batches
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Variant, slug
+from transformer_jax.measure.step_cost import step_cost
 from transformer_jax.parallel.group import agreed, first
 from transformer_jax.parallel.mesh import on
 from transformer_jax.store import writable
@@ -328,7 +329,7 @@ def _run(cell: Cell, directory: Path, data: Path, command: str | None) -> dict[s
     try:
         if first():
             failure.unlink(missing_ok=True)
-        return loop.train(cell.run, directory, data=data, label=cell.name, command=command)
+        return loop.train(cell.run, directory, data=data, label=cell.name, command=command, cost=step_cost)
     except BadInput:
         raise
     except Exception as error:

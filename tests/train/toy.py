@@ -49,6 +49,8 @@ class Toy(nnx.Module):
     def state_size(self):
         return None
 
+    state_bytes = state_size
+
 
 def toy_model(run: Run, key=None) -> Toy:
     return Toy(run.model, run.task.vocabulary, nnx.Rngs(run.seed if key is None else key))

@@ -35,6 +35,14 @@ def count_flops(fn: Callable, *args: Any, **kwargs: Any) -> int:
     return _jaxpr_flops(jax.make_jaxpr(fn)(*args, **kwargs).jaxpr)
 
 
+def trip_flops(jaxpr: Any) -> int:
+    """FLOPs of one trip of the loops that a jaxpr itself holds, whose number of trips is an argument, and of
+    what stands beside them. Raises BadInput as `count_flops` does."""
+    loops = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "while"]
+    beside = sum(_equation_flops(eqn) for eqn in jaxpr.eqns if eqn.primitive.name != "while")
+    return beside + sum(_jaxpr_flops(eqn.params["body_jaxpr"].jaxpr) for eqn in loops)
+
+
 def _jaxpr_flops(jaxpr: Any) -> int:
     return sum(_equation_flops(eqn) for eqn in jaxpr.eqns)
 

@@ -251,13 +251,20 @@ class Model(nnx.Module):
 
     def state_size(self) -> int | None:
         """Numbers held per sequence while decoding at full length; None where decoding is undefined."""
+        kept = self._kept_numbers()
+        return None if kept is None else sum(leaf.size for leaf in kept)
+
+    def state_bytes(self) -> int | None:
+        """Bytes of these numbers."""
+        kept = self._kept_numbers()
+        return None if kept is None else sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
+
+    def _kept_numbers(self) -> list[jax.ShapeDtypeStruct] | None:
         try:
             state = jax.eval_shape(lambda model: model.init_state(1), self)
         except BadInput:
             return None
-        return sum(
-            leaf.size for leaf in jax.tree.leaves(state["blocks"]) if jnp.issubdtype(leaf, jnp.inexact)
-        )
+        return [leaf for leaf in jax.tree.leaves(state["blocks"]) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
     def parameters(self) -> int:
         """Number of learned numbers."""

@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
 from transformer_jax.errors import BadInput
+from transformer_jax.overrides import differences
 from transformer_jax.parallel.group import agreed, first
 from transformer_jax.parallel.mesh import BATCH
 from transformer_jax.parallel.rows import rows_here, spread
@@ -33,6 +35,7 @@ from transformer_jax.train.state import State, dismantle
 from transformer_jax.train.step import program, started
 
 RESULT = "result.json"
+Cost = Callable[..., dict[str, Any]] | None
 DISPATCH_SECONDS = 0.1  # of work per call: the host's share is then lost in it, and a signal soon heard
 
 
@@ -44,6 +47,7 @@ def train(
     label: str = "",
     command: str | None = None,
     progress: Watcher | None = None,
+    cost: Cost = None,
 ) -> dict[str, Any]:
     """Trains `run` in the directory `out` and returns its result, also in out/result.json.
 
@@ -55,6 +59,7 @@ def train(
       out, data: directories, of the run and of the finite splits; either may be a gs:// URL.
       label: what the run is called in lines and reports. command: the command that started it.
       progress: what a person sees; None: a bar on a terminal, lines elsewhere.
+      cost: (training program, *arguments of its last call) -> what the result is to say of its cost.
 
     Raises:
       BadInput: `out` cannot be written, belongs to another run or is being written by another process; the
@@ -70,6 +75,7 @@ def train(
     try:
         with alone(out) if first() else nullcontext():
             training = Training(run, out, data=data, watch=watch, record=record)
+            training.cost = cost
             try:
                 return training.result()
             finally:
@@ -110,6 +116,8 @@ class Training:
         self.step, self.saved, self.evaluated, self.solved = 0, -1, -1, False
         self.window = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
         self.validation: Metrics = {}
+        self.called: tuple[Any, ...] = ()
+        self.cost: Cost = None
         # Seconds: of earlier sessions; in training steps, compilation left out; of those waiting for data.
         self.before, self.busy, self.waited, self.timed_steps = 0.0, 0.0, 0.0, 0
         self.resume()
@@ -186,7 +194,8 @@ class Training:
         waited = self.feed.waited
         while self.step < stop_at and not self.signals.stopping():
             stack = self.feed.take()
-            self.state, sums = self.program.steps(self.state, stack.batches, np.int32(stack.count))
+            self.called = (stack.batches, np.int32(stack.count))
+            self.state, sums = self.program.steps(self.state, *self.called)
             self.pending.append((self.step, stack.count, sums))
             self.step += stack.count
             self.position = stack.position
@@ -256,11 +265,8 @@ class Training:
         """The metrics of a finite split, over all its targets, written under `name`."""
         train = self.run.train
         # Longer sequences come in smaller batches, so that a step holds no more tokens than it did.
-        size = (
-            (train.evaluation_batch or train.batch)
-            * self.run.task.length
-            // max(task.length, self.run.task.length)
-        )
+        own = self.run.task.length
+        size = (train.evaluation_batch or train.batch) * own // max(task.length, own)
         parts = math.prod(self.mesh.shape[axis] for axis in BATCH)
         size = max(parts, size // parts * parts)
         here = rows_here(rows(self.mesh), size)
@@ -340,12 +346,8 @@ class Training:
         if record["data"] is not None:
             self.stream.restore(record["data"])
         self.watch.say(f"Continuing from step {self.step}.")
-        if (now := versions()) != self.record["versions"]:
-            changed = ", ".join(
-                f"{name} {self.record['versions'].get(name)} to {now.get(name)}"
-                for name in sorted({*now, *self.record["versions"]})
-                if now.get(name) != self.record["versions"].get(name)
-            )
+        changes = differences(self.record["versions"], versions())
+        if changed := ", ".join(f"{name} {old} to {new}" for name, old, new in changes):
             self.watch.say(
                 f"The run began with other versions ({changed}): its numbers may differ in their last bits."
             )
@@ -354,10 +356,8 @@ class Training:
         found: dict[str, Metrics] = {"validation": self.validation} if self.validation else {}
         if status == "diverged":
             self.checkpoints.wait()
-            last = self.checkpoints.path(self.saved) if self.saved >= 0 else None
-            message = f"{message} The last good checkpoint is " + (
-                f"step {self.saved} in {last}." if last else "none."
-            )
+            last = f"step {self.saved} in {self.checkpoints.path(self.saved)}" if self.saved >= 0 else "none"
+            message = f"{message} The last good checkpoint is {last}."
             self.watch.say(message)
         else:
             found["test"] = self.evaluate(self.run.task, "test", "test")
@@ -376,12 +376,16 @@ class Training:
             "baselines": self.run.task.baselines(self.data),
             "parameters": sum(int(x.size) for x in self.state.params.values()),
             "state_size": self.model.state_size(),
+            "state_bytes": self.model.state_bytes(),
             "notes": self.model.notes(),
             "seconds": self.seconds(),
             "steps_per_s": speed,
             "tokens_per_s": speed * self.tokens,
             "data_wait": self.waited / self.busy if self.busy else 0.0,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
         } | ({"message": message} if message else {})
+        if self.cost is not None and self.called:
+            result |= self.cost(self.program.steps, self.state, *self.called)
         if self.log is not None:
             self.log.flush()  # before the result, which says that nothing is to follow
         write_json(self.out / RESULT, result)

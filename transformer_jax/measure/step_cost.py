@@ -1,0 +1,31 @@
+"""What a training step costs, read from the program that trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from transformer_jax.errors import BadInput
+from transformer_jax.measure.flops import trip_flops
+
+
+def step_cost(steps: Callable, *args: Any) -> dict[str, int | None]:
+    """The cost of one training step, as a run records it.
+
+    With arguments of a call that was made nothing is compiled again: JAX finds the program that it has.
+
+    Args:
+      steps: the jitted loop over training steps, as of `train.step.Program`.
+      args: of a call of it; nothing is computed.
+
+    Returns:
+      flops: matrix products of one step over all devices, forward and backward, recomputation included;
+        None where they cannot be counted.
+      temporaries: bytes that the program holds on a device beside its arguments and results.
+    """
+    traced = steps.trace(*args)
+    try:
+        flops = trip_flops(traced.jaxpr.jaxpr)
+    except BadInput:
+        flops = None
+    return {"flops": flops, "temporaries": traced.lower().compile().memory_analysis().temp_size_in_bytes}
