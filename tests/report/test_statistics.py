@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from transformer_jax.report.statistics import half_width, holm, paired_p, spread
+from transformer_jax.report.statistics import frontier, half_width, holm, paired_p, paired_spread, spread
 
 pytestmark = pytest.mark.quick
 
@@ -49,3 +49,27 @@ def test_holm_by_hand():
     assert holm({"c": 0.04, "a": 0.01, "b": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
+
+
+def test_the_interval_of_paired_differences_is_scipys():
+    rng = np.random.default_rng(2)
+    a = {seed: rng.normal() for seed in range(6)}
+    b = {seed: a.get(seed, 0.0) + rng.normal() * 0.1 for seed in (5, 4, 3, 2, 1, 9)}
+    found = paired_spread(a, b)
+    test = stats.ttest_rel([a[s] for s in range(1, 6)], [b[s] for s in range(1, 6)])
+    low, high = test.confidence_interval(0.95)
+    assert (found.count, found.mean) == (5, pytest.approx((low + high) / 2))
+    assert found.half_width == pytest.approx((high - low) / 2)
+    assert paired_spread({0: 1.0}, {1: 2.0}) is None
+
+
+def test_the_frontier_is_what_nothing_dominates():
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        points = [tuple(map(float, point)) for point in rng.integers(0, 5, size=(8, 2))]
+
+        def dominated(point, points=points):
+            return any(q != point and q[0] <= point[0] and q[1] >= point[1] for q in points)
+
+        assert sorted(frontier(points)) == [i for i, point in enumerate(points) if not dominated(point)]
+    assert frontier([]) == []

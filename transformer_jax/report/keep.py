@@ -81,7 +81,7 @@ def _cleaner(directory: Path) -> Callable[[Any], Any]:
     def relative(match: re.Match[str]) -> str:
         path = Path(match[0])
         root = next((root for root in roots if path.is_relative_to(root)), None)
-        return path.name if root is None else str(path.relative_to(root))
+        return path.name if root in (None, path) else str(path.relative_to(root))
 
     def clean(value: Any) -> Any:
         if isinstance(value, dict):

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 
 from transformer_jax.report.results import Results, length_of
 from transformer_jax.report.statistics import spread
-from transformer_jax.report.summary import WINDOW, Summary, p_values, remarks, summarize
+from transformer_jax.report.summary import (
+    SIGNIFICANT,
+    WINDOW,
+    Summary,
+    p_values,
+    remarks,
+    standing,
+    summarize,
+)
 from transformer_jax.report.table import Column, Sheet
 
 NOTHING = "–"
@@ -26,7 +34,7 @@ BASELINES = {
 def sheets(results: Results) -> list[Sheet]:
     """Every table that these results fill, the comparison first."""
     summaries = summarize(results)
-    found = [comparison(results, summaries)]
+    found = [comparison(results, summaries), costs(results, summaries)]
     if any(len(summary.rates) > 1 for summary in summaries):
         found.append(learning_rates(results, summaries))
     if results.tests:
@@ -40,29 +48,27 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
     """Who wins: a row for each variant, then one for each trivial baseline."""
     metric = metric_name(results)
     arrow = "↑" if results.higher_is_better else "↓"
-    p = p_values(summaries)
+    p, stands = p_values(summaries), standing(results, summaries)
     columns = [
         Column("variant", "words"),
         Column(f"test {metric} {arrow}"),
+        Column("standing", "words"),
+        Column("seeds"),
         Column("each seed"),
         Column("best rate"),
         Column("window"),
         Column("runs", "words"),
-        Column("parameters"),
-        Column("state"),
-        Column("steps/s"),
     ]
     rows = [
         [
             summary.label,
             central(summary.scores.get("test", {})),
+            stands.get(summary.label, NOTHING),
+            str(len(summary.scores.get("test", {}))),
             ", ".join(f"{score:.3f}" for score in summary.scores.get("test", {}).values()) or NOTHING,
             f"{summary.best.learning_rate:g}" if summary.best else NOTHING,
             summary.window,
             ", ".join(f"{n} {status}" for status, n in summary.counts.items()),
-            _count(summary.parameters),
-            _count(summary.state_size),
-            f"{summary.steps_per_s:.3g}" if summary.steps_per_s else NOTHING,
         ]
         for summary in summaries
     ]
@@ -76,7 +82,7 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
         f"Scores at the learning rate with the best validation {metric}; mean over seeds, with "
         + ("the 95% t interval." if p else "the range."),
         f"Window: how many of the rates tried reach {WINDOW:.0%} of the variant's best validation {metric}.",
-        "State: numbers kept per sequence while decoding at full length.",
+        *([_standing_explained(bool(p))] if stands else []),
         *_baselines(results),
         *(["p: paired t-test over seeds, Holm-corrected."] if p else []),
         *remarks(results, summaries),
@@ -86,6 +92,44 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
         columns=tuple(columns),
         rows=tuple(map(tuple, rows)),
         notes=tuple(notes),
+    )
+
+
+def _standing_explained(tested: bool) -> str:
+    if not tested:
+        return "Standing: the best mean, and whose range overlaps the range of the best."
+    return (
+        f"Standing: the best mean, and what a paired t-test over seeds does not tell from it (p of "
+        f"{SIGNIFICANT:g} or more, Holm-corrected over all comparisons with the best)."
+    )
+
+
+def costs(results: Results, summaries: list[Summary]) -> Sheet:
+    """Parameters, decode state, FLOPs, time and memory of each variant."""
+    rows = [
+        (
+            summary.label,
+            _number(summary.cost.parameters, ",d"),
+            _number(summary.cost.state_size, ",d"),
+            _number(summary.cost.state_bytes, ",d"),
+            _number(summary.cost.flops and summary.cost.flops / 1e9, ".4g"),
+            _number(summary.cost.step_ms, ".3g"),
+            _number(summary.cost.temporaries and summary.cost.temporaries / 2**20, ".1f"),
+        )
+        for summary in summaries
+    ]
+    names = ("parameters", "state", "state, bytes", "GFLOPs a step", "step, ms", "temporaries, MiB")
+    return Sheet(
+        title="What it costs",
+        columns=(Column("variant", "words"), *map(Column, names)),
+        rows=tuple(rows),
+        notes=(
+            "State: numbers kept per sequence while decoding at full length, and their bytes.",
+            "GFLOPs: matrix products of a training step over all devices, recomputation included. Step: the "
+            "median over seeds, compilation and evaluation left out. Temporaries: what the training program "
+            "holds on a device beside its arguments.",
+            *([f"On {', '.join(results.devices())}."] if results.devices() else []),
+        ),
     )
 
 
@@ -118,16 +162,17 @@ def test_sets(results: Results, summaries: list[Summary]) -> Sheet:
     """The metric on every named test set, the published row under ours."""
     published = results.experiment.get("published") or {"rows": {}}
     tests = results.tests
+    # A source that gives none of these sets has its number beside the published ones, not here.
+    theirs = {label: values for label, values in published["rows"].items() if values.keys() & set(tests)}
     rows: list[tuple[str, ...]] = []
     for summary in summaries:
         rows.append((summary.label, *(central(summary.scores.get(test, {})) for test in tests)))
-        if summary.label in published["rows"]:
-            rows.append(_published_row(summary.label, published["rows"][summary.label], tests))
-    for label in published["rows"]:
-        if label not in results.labels:
-            rows.append(_published_row(label, published["rows"][label], tests))
+        if summary.label in theirs:
+            rows.append(_published_row(summary.label, theirs.pop(summary.label), tests))
+    rows += [_published_row(label, values, tests) for label, values in theirs.items()]
+    shown = any(row[0].startswith("published: ") for row in rows)
     what = "length" if all(length_of(test) for test in tests) else "set"
-    notes = (f"Published: {published['source']} ({published['tag']}).",) if published["rows"] else ()
+    notes = (f"Published: {published['source']} ({published['tag']}).",) if shown else ()
     return Sheet(
         title=f"Test {metric_name(results)} by test {what}",
         columns=(Column("variant", "words"), *(Column(test.removeprefix("test/")) for test in tests)),
@@ -141,22 +186,30 @@ def against_published(results: Results, summaries: list[Summary]) -> Sheet:
     published = results.experiment["published"]
     rows: list[tuple[str, ...]] = []
     reasons: dict[tuple[str, str, str], list[str]] = {}
-    for summary in summaries:
-        for test, verdict in summary.verdicts.items():
+    ours = {summary.label: summary for summary in summaries}
+    elsewhere = [label for label in published["rows"] if label not in ours]
+    for label in [*(label for label in ours if label in published["rows"]), *elsewhere]:
+        for test, value in published["rows"][label].items():
+            verdict = ours[label].verdicts.get(test) if label in ours else None
+            if verdict is None:
+                rows.append((label, test, f"{value:.3f}", *[NOTHING] * 4))
+                continue
             rows.append(
                 (
-                    summary.label,
+                    label,
                     test,
-                    f"{published['rows'][summary.label][test]:.3f}",
-                    central(summary.scores[test]),
+                    f"{value:.3f}",
+                    central(ours[label].scores[test]),
                     verdict.word,
                     # Rounded first, so that there is no -0.000.
                     NOTHING if verdict.difference is None else f"{round(verdict.difference, 3) + 0.0:+.3f}",
                     NOTHING if verdict.tolerance is None else f"{verdict.tolerance:.2g}",
                 )
             )
-            reasons.setdefault((summary.label, verdict.word, verdict.why), []).append(test)
+            reasons.setdefault((label, verdict.word, verdict.why), []).append(test)
     notes = [f"Published: {published['source']} ({published['tag']}; precision {published['precision']:g})."]
+    if any(row[3] == NOTHING for row in rows):
+        notes.append("Rows without ours are for orientation: nothing here ran that, or was tested on it.")
     for (label, word, why), tests in reasons.items():
         where = "" if len(tests) == len(published["rows"][label]) else f" on {', '.join(tests)}"
         notes.append(f"{label}{where}: {word}: {why}.")
@@ -190,8 +243,8 @@ def central(scores: Mapping[int, float]) -> str:
     return f"{s.mean:.3f} [{s.low:.3f}, {s.high:.3f}]" if s.count > 1 else f"{s.mean:.3f}"
 
 
-def _count(n: int | None) -> str:
-    return NOTHING if n is None else f"{n:,}"
+def _number(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
 
 
 def _published_row(label: str, values: Mapping[str, float], tests: list[str]) -> tuple[str, ...]:

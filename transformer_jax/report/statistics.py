@@ -54,6 +54,22 @@ def paired_p(ours: Mapping[int, float], other: Mapping[int, float]) -> float | N
     return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
+def paired_spread(ours: Mapping[int, float], other: Mapping[int, float]) -> Spread | None:
+    """Of the differences ours − other, over the seeds that both have; None where they share none."""
+    differences = [ours[seed] - other[seed] for seed in sorted(set(ours) & set(other))]
+    return spread(differences) if differences else None
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, score) that no other beats: as cheap and better, or cheaper and as good.
+    By cost; a higher score is better."""
+    chosen: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not chosen or points[i][1] > points[chosen[-1]][1] or points[i] == points[chosen[-1]]:
+            chosen.append(i)
+    return chosen
+
+
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """p-values corrected for having asked several questions (Holm 1979, step down)."""
     adjusted, largest = {}, 0.0

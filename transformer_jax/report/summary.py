@@ -17,6 +17,10 @@ WINDOW = 0.9
 """A learning rate counts as working where its validation score reaches this share of the variant's best."""
 
 
+COUNTED = ("parameters", "state_size", "state_bytes", "flops", "temporaries")
+SIGNIFICANT = 0.05
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rate:
     """A learning rate of a variant. `validation` is the mean over its finished seeds, None for none."""
@@ -25,6 +29,27 @@ class Rate:
     cells: tuple[Cell, ...]
     validation: float | None
     works: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a variant costs; None where the run does not say.
+
+    parameters, state_size: numbers. state_bytes: of a sequence while decoding at full length. flops: of a
+    training step, over all devices. temporaries: bytes of the training program on a device. steps_per_s: the
+    median over seeds.
+    """
+
+    parameters: int | None = None
+    state_size: int | None = None
+    state_bytes: int | None = None
+    flops: int | None = None
+    temporaries: int | None = None
+    steps_per_s: float | None = None
+
+    @property
+    def step_ms(self) -> float | None:
+        return 1e3 / self.steps_per_s if self.steps_per_s else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +62,7 @@ class Summary:
     scores: Mapping[str, Mapping[int, float]]
     """test set -> seed -> metric, at the best rate."""
     counts: Mapping[str, int]
-    parameters: int | None
-    state_size: int | None
-    steps_per_s: float | None
+    cost: Cost
     steps: int | None
     notes: tuple[str, ...]
     verdicts: Mapping[str, Verdict]
@@ -60,6 +83,32 @@ def p_values(summaries: list[Summary]) -> dict[str, float]:
     first = summaries[0].scores.get("test", {})
     raw = {s.label: paired_p(s.scores.get("test", {}), first) for s in summaries[1:]}
     return holm({label: p for label, p in raw.items() if p is not None})
+
+
+def standing(results: Results, summaries: list[Summary]) -> dict[str, str]:
+    """label -> "best", or how it stands to the best by mean test score; those clearly behind have no entry.
+
+    From five seeds on a variant is "not distinguishable" where its paired test against the best, corrected
+    for all such comparisons, has p of at least SIGNIFICANT; below, its range overlaps that of the best.
+    """
+    scores = {s.label: s.scores.get("test", {}) for s in summaries if s.scores.get("test")}
+    if len(scores) < 2:
+        return {}
+    sign = 1 if results.higher_is_better else -1
+    best = max(scores, key=lambda label: sign * spread(list(scores[label].values())).mean)
+    others = {label: found for label, found in scores.items() if label != best}
+    raw = {label: paired_p(found, scores[best]) for label, found in others.items()}
+    p = holm({label: value for label, value in raw.items() if value is not None})
+    stands = {best: "best"}
+    for label, found in others.items():
+        if label in p:
+            if p[label] >= SIGNIFICANT:
+                stands[label] = "not distinguishable"
+        elif min(found.values()) <= max(scores[best].values()) and min(scores[best].values()) <= max(
+            found.values()
+        ):
+            stands[label] = "range overlaps"
+    return stands
 
 
 def remarks(results: Results, summaries: list[Summary]) -> list[str]:
@@ -128,9 +177,10 @@ def _variant(results: Results, label: str) -> Summary:
         best=best,
         scores=scores,
         counts={status: n for status in STATUSES if (n := sum(c.status == status for c in cells))},
-        parameters=next((run.get("parameters") for run in ran), None),
-        state_size=next((run.get("state_size") for run in ran), None),
-        steps_per_s=float(np.median(speeds)) if speeds else None,
+        cost=Cost(
+            **{name: next((run.get(name) for run in ran), None) for name in COUNTED},
+            steps_per_s=float(np.median(speeds)) if speeds else None,
+        ),
         steps=max((run["step"] for run in ran if "step" in run), default=None),
         notes=tuple(sorted(notes)),
         verdicts=_verdicts(results, label, rates, best, scores),

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from rich.console import Console
 
 from transformer_jax.errors import BadInput
-from transformer_jax.report import html, plots, table
+from transformer_jax.report import html, index, plots, table
 from transformer_jax.report.keep import keep
 from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
-from transformer_jax.report.summary import p_values, summarize
+from transformer_jax.report.summary import COUNTED, p_values, standing, summarize
 from transformer_jax.store import place, write_text
 
 
@@ -25,6 +25,8 @@ def report(
 ) -> list[Path]:
     """Writes DIR/report/ for each directory and shows its tables. Returns the HTML pages.
 
+    Of a folder of such directories each is reported, and README.md written that sums them up.
+
     Args:
       kept: a directory into which the results are copied in their compact form (`keep`); the report is
         then written there.
@@ -32,6 +34,10 @@ def report(
     Raises BadInput where a directory holds no results or cannot be written.
     """
     console = console or Console()
+    if len(directories) == 1 and (children := index.held(place(directories[0]))):
+        pages = [page for child in children for page in report([child], console)]
+        write_text(place(directories[0]) / "README.md", index.page(children))
+        return pages
     everything = [read(place(directory)) for directory in directories]
     if kept is not None:
         if len(everything) > 1:
@@ -88,7 +94,7 @@ def numbers(results: Results) -> list[dict[str, Any]]:
     def row(kind: str, label: str, test: str, **given: Any) -> dict[str, Any]:
         found = dict.fromkeys(
             ("kind", "label", "test", "metric", "mean", "half_width", "low", "high", "n", "p")
-            + ("learning_rate", "parameters", "state_size", "steps_per_s")
+            + ("learning_rate", *COUNTED, "steps_per_s")
         )
         return found | {"kind": kind, "label": label, "test": test, "metric": results.metric} | given
 
@@ -98,9 +104,7 @@ def numbers(results: Results) -> list[dict[str, Any]]:
     for summary in summaries:
         of_run = {
             "learning_rate": summary.best.learning_rate if summary.best else None,
-            "parameters": summary.parameters,
-            "state_size": summary.state_size,
-            "steps_per_s": summary.steps_per_s,
+            **dataclasses.asdict(summary.cost),
         }
         for test, seeds in summary.scores.items():
             said = dataclasses.asdict(spread(list(seeds.values()))) if seeds else {"count": 0}
@@ -122,7 +126,9 @@ def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for warning in version_warnings(everything):
         yield {"kind": "warning", "message": warning}
     for results in everything:
-        for summary in summarize(results):
+        summaries = summarize(results)
+        stands = standing(results, summaries)
+        for summary in summaries:
             yield {
                 "kind": "variant",
                 "directory": str(results.directory),
@@ -137,9 +143,8 @@ def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 "rates": {f"{rate.learning_rate:g}": rate.validation for rate in summary.rates},
                 "rates_that_work": sum(rate.works for rate in summary.rates),
                 "baselines": results.baselines,
-                "parameters": summary.parameters,
-                "state_size": summary.state_size,
-                "steps_per_s": summary.steps_per_s,
+                "standing": stands.get(summary.label),
+                **dataclasses.asdict(summary.cost),
                 "runs": dict(summary.counts),
                 "notes": list(summary.notes),
                 "verdicts": {test: dataclasses.asdict(verdict) for test, verdict in summary.verdicts.items()},
