@@ -38,7 +38,7 @@ LAYERS = {
     "generation": {"attention", "data", "model", "checkpoint", "train"},
     "experiment": {"attention", "data", "model", "train", "overrides", "user_file"},
     "sweep": {"data", "measure", "model", "train", "experiment", "overrides", "parallel", "store"},
-    "report": {"store"},  # reads files
+    "report": {"overrides", "store"},  # reads files
     "launch": {"parallel"},
     "listing": {"attention", "data", "experiment", "overrides"},
     "cli": {

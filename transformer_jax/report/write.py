@@ -11,12 +11,13 @@ from typing import Any, Literal
 from rich.console import Console
 
 from transformer_jax.errors import BadInput
-from transformer_jax.report import html, index, plots, table
+from transformer_jax.report import compare, html, index, plots, table
 from transformer_jax.report.keep import keep
 from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
 from transformer_jax.report.summary import COUNTED, p_values, standing, summarize
+from transformer_jax.report.table import Sheet
 from transformer_jax.store import place, write_text
 
 
@@ -25,7 +26,8 @@ def report(
 ) -> list[Path]:
     """Writes DIR/report/ for each directory and shows its tables. Returns the HTML pages.
 
-    Of a folder of such directories each is reported, and README.md written that sums them up.
+    Of several, each has the comparison of the first with every other. Of a folder of such directories each
+    is reported by itself, and README.md written, which sums them up.
 
     Args:
       kept: a directory into which the results are copied in their compact form (`keep`); the report is
@@ -46,22 +48,32 @@ def report(
     warnings = version_warnings(everything)
     for warning in warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
+    beside = [sheet for other in everything[1:] for sheet in compare.compared(everything[0], other)]
     pages = []
     for results in everything:
-        pages.append(write(results, warnings))
-        for sheet in sheets(results):
-            console.print(table.terminal(sheet, console.width))
-            for note in sheet.notes:
-                console.print(f"  {note}", style="dim", highlight=False, markup=False)
-            console.print()
+        shown = sheets(results)
+        pages.append(write(results, warnings, [*shown, *beside]))
+        _show(shown, console)
         console.print(f"Wrote {pages[-1]}", highlight=False, markup=False, soft_wrap=True)
+    _show(beside, console)
     return pages
 
 
-def write(results: Results, warnings: Sequence[str] = ()) -> Path:
-    """report.md, .tex, .csv, .html and the figures, into the directory's report/. Returns the page."""
+def _show(shown: Sequence[Sheet], console: Console) -> None:
+    for sheet in shown:
+        console.print(table.terminal(sheet, console.width))
+        for note in sheet.notes:
+            console.print(f"  {note}", style="dim", highlight=False, markup=False)
+        console.print()
+
+
+def write(results: Results, warnings: Sequence[str] = (), written: Sequence[Sheet] | None = None) -> Path:
+    """report.md, .tex, .csv, .html and the figures, into the directory's report/. Returns the page.
+
+    `written`: the tables, where they are not those of the results alone.
+    """
     folder = results.directory / "report"
-    written = sheets(results)
+    written = sheets(results) if written is None else written
     title = results.experiment["title"]
     text = "\n".join(
         [f"# {title}", "", *(f"**{warning}**\n" for warning in warnings), *map(table.markdown, written)]
@@ -121,7 +133,7 @@ def numbers(results: Results) -> list[dict[str, Any]]:
 
 
 def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """One JSON object for each warning and each variant of each directory."""
+    """One JSON object for each warning, each variant of each directory and each difference to the first."""
     everything = [read(place(directory)) for directory in directories]
     for warning in version_warnings(everything):
         yield {"kind": "warning", "message": warning}
@@ -148,6 +160,17 @@ def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 "runs": dict(summary.counts),
                 "notes": list(summary.notes),
                 "verdicts": {test: dataclasses.asdict(verdict) for test, verdict in summary.verdicts.items()},
+            }
+
+    for other in everything[1:]:
+        for label, test, _, _, spread_of in compare.differences_in_scores(everything[0], other):
+            yield {
+                "kind": "difference",
+                "directory": str(other.directory),
+                "from": str(everything[0].directory),
+                "label": label,
+                "test": test,
+                "difference": spread_of and dataclasses.asdict(spread_of),
             }
 
 
