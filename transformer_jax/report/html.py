@@ -43,6 +43,8 @@ _CAPTIONS = {
     "scores": "Points are seeds at the variant's best learning rate, bars their means; dashes are baselines.",
     "curves": "Validation during training at each variant's best learning rate, a line for each seed.",
     "lengths": "Tested at lengths other than the training length. Hollow squares are published values.",
+    "tradeoffs": "What a score costs: variants of one mechanism are joined. The staircase goes through those "
+    "that no other beats, as cheap and better, or cheaper and as good; they are named.",
     "rates": "How wide the window of working learning rates is: seeds as points, means joined.",
 }
 _MEANING = {

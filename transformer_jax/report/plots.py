@@ -22,21 +22,21 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 
 # Ink is one odd colour, which `svg` turns into the page's own text colour.
-_INK = "#010203"
-_STYLE = {
+INK = "#010203"
+STYLE = {
     "font.size": 10,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.18,
-    "grid.color": _INK,
+    "grid.color": INK,
     "legend.frameon": False,
 }
 
@@ -50,7 +50,7 @@ def figures(results: Results) -> dict[str, Figure]:
     if any(len(summary.rates) > 1 for summary in summaries):
         wanted["rates"] = rates
     found = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in wanted.items():
             tall = 0.9 + 0.32 * (len(summaries) + 1) if name == "scores" else 3.6
             figure = Figure(figsize=(7.2, tall), layout="constrained")
@@ -61,13 +61,13 @@ def figures(results: Results) -> dict[str, Figure]:
 
 def scores(axes: Axes, results: Results, summaries: list[Summary]) -> None:
     """A line for each variant: its seeds as points, its mean as a bar; baselines as dashes."""
-    for row, (summary, look) in enumerate(zip(summaries, _looks(), strict=False)):
+    for row, (summary, look) in enumerate(zip(summaries, looks(), strict=False)):
         values = list(summary.scores.get("test", {}).values())
         axes.plot(values, [row] * len(values), "o", color=look["color"], alpha=0.55, markersize=7)
         if values:
             axes.plot([np.mean(values)], [row], "|", color=look["color"], markersize=18, markeredgewidth=2.5)
     for value, name in _merged(_baselines(results, summaries)).items():
-        axes.axvline(value, color=_INK, linestyle="--", linewidth=0.8, alpha=0.6)
+        axes.axvline(value, color=INK, linestyle="--", linewidth=0.8, alpha=0.6)
         place: dict[str, Any] = {
             "xycoords": ("data", "axes fraction"),
             "rotation": 35,
@@ -85,7 +85,7 @@ def scores(axes: Axes, results: Results, summaries: list[Summary]) -> None:
 
 def curves(axes: Axes, results: Results, summaries: list[Summary]) -> None:
     """Validation metric against steps at each variant's best rate, a line for each seed."""
-    for summary, look in zip(summaries, _looks(), strict=False):
+    for summary, look in zip(summaries, looks(), strict=False):
         label: str | None = summary.label
         for cell in summary.best.cells if summary.best else ():
             steps, values = _curve(cell, results.metric)
@@ -93,7 +93,7 @@ def curves(axes: Axes, results: Results, summaries: list[Summary]) -> None:
                 axes.plot(steps, values, label=label, **look, linewidth=1.6, alpha=0.85)
                 label = None
     for value in _baselines(results, summaries).values():
-        axes.axhline(value, color=_INK, linestyle="--", linewidth=0.8, alpha=0.4)
+        axes.axhline(value, color=INK, linestyle="--", linewidth=0.8, alpha=0.4)
     axes.set_xlabel("training step")
     axes.set_ylabel(f"validation {metric_name(results)}")
     _finish(axes, results)
@@ -103,7 +103,7 @@ def lengths(axes: Axes, results: Results, summaries: list[Summary]) -> None:
     """Metric against test length; the training length is a line, published values are hollow."""
     published = (results.experiment.get("published") or {"rows": {}})["rows"]
     tests = {length: test for test in results.tests if (length := length_of(test))}
-    for summary, look in zip(summaries, _looks(), strict=False):
+    for summary, look in zip(summaries, looks(), strict=False):
         found = {n: list(summary.scores.get(test, {}).values()) for n, test in tests.items()}
         found = {n: values for n, values in found.items() if values}
         axes.plot(
@@ -127,7 +127,7 @@ def lengths(axes: Axes, results: Results, summaries: list[Summary]) -> None:
             )
     trained = results.experiment.get("length")
     if trained:
-        axes.axvline(trained, color=_INK, linestyle="--", linewidth=0.8, alpha=0.6)
+        axes.axvline(trained, color=INK, linestyle="--", linewidth=0.8, alpha=0.6)
         axes.annotate(" trained", (trained, 0), xycoords=("data", "axes fraction"), fontsize=7, va="bottom")
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(tests), [str(length) for length in tests])
@@ -139,7 +139,7 @@ def lengths(axes: Axes, results: Results, summaries: list[Summary]) -> None:
 
 def rates(axes: Axes, results: Results, summaries: list[Summary]) -> None:
     """Validation metric against the learning rate: how wide is the window?"""
-    for summary, look in zip(summaries, _looks(), strict=False):
+    for summary, look in zip(summaries, looks(), strict=False):
         means = {r.learning_rate: r.validation for r in summary.rates if r.validation is not None}
         axes.plot(list(means), list(means.values()), **look, label=summary.label)
         for rate in summary.rates:
@@ -161,7 +161,7 @@ def drawn(figure: Figure, name: str, kind: Literal["svg", "png"], **how: Any) ->
     """The figure as a file, the same for the same figure."""
     out = io.BytesIO()
     metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {}
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(out, format=kind, metadata=metadata, dpi=160, **how)
     return out.getvalue()
 
@@ -173,7 +173,7 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r'\bid="([A-Za-z][\w.]*_\d+)"', rf'id="{name}-\1"', text)
-    return text.replace(_INK, "currentColor")
+    return text.replace(INK, "currentColor")
 
 
 def _curve(cell: Cell, metric: str) -> tuple[list[int], list[float]]:
@@ -185,7 +185,7 @@ def _curve(cell: Cell, metric: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
-def _looks() -> Iterator[dict[str, Any]]:
+def looks() -> Iterator[dict[str, Any]]:
     for dash in DASHES:
         for color in PALETTE:
             yield {"color": color, "linestyle": dash}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from transformer_jax.errors import BadInput
-from transformer_jax.report import compare, html, index, plots, table
+from transformer_jax.report import compare, html, index, plots, table, tradeoffs
 from transformer_jax.report.keep import keep
 from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
@@ -78,7 +78,7 @@ def write(results: Results, warnings: Sequence[str] = (), written: Sequence[Shee
     text = "\n".join(
         [f"# {title}", "", *(f"**{warning}**\n" for warning in warnings), *map(table.markdown, written)]
     )
-    figures = plots.figures(results)
+    figures = plots.figures(results) | tradeoffs.figures(results)
     drawings = {name: plots.svg(figure, name) for name, figure in figures.items()}
     # A repository need not hold a drawing twice.
     kinds: tuple[Literal["svg", "png"], ...] = ("svg",) if results.kept else ("png", "svg")
