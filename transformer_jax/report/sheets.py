@@ -54,10 +54,10 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
         Column(f"test {metric} {arrow}"),
         Column("standing", "words"),
         Column("seeds"),
-        Column("each seed"),
-        Column("best rate"),
         Column("window"),
+        Column("best rate"),
         Column("runs", "words"),
+        Column("each seed"),
     ]
     rows = [
         [
@@ -65,10 +65,10 @@ def comparison(results: Results, summaries: list[Summary]) -> Sheet:
             central(summary.scores.get("test", {})),
             stands.get(summary.label, NOTHING),
             str(len(summary.scores.get("test", {}))),
-            ", ".join(f"{score:.3f}" for score in summary.scores.get("test", {}).values()) or NOTHING,
-            f"{summary.best.learning_rate:g}" if summary.best else NOTHING,
             summary.window,
+            f"{summary.best.learning_rate:g}" if summary.best else NOTHING,
             ", ".join(f"{n} {status}" for status, n in summary.counts.items()),
+            ", ".join(f"{score:.3f}" for score in summary.scores.get("test", {}).values()) or NOTHING,
         ]
         for summary in summaries
     ]

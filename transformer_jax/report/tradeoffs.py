@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator
 
 from transformer_jax.report.plots import INK, STYLE, looks
 from transformer_jax.report.results import Results
@@ -17,7 +18,7 @@ from transformer_jax.report.summary import Summary, summarize
 
 COSTS: dict[str, Callable[[Summary], float | None]] = {
     "decode state, bytes per sequence": lambda summary: summary.cost.state_bytes,
-    "GFLOPs of a training step": lambda summary: summary.cost.flops and summary.cost.flops / 1e9,
+    "FLOPs of a training step": lambda summary: summary.cost.flops,
     "time of a training step, ms": lambda summary: summary.cost.step_ms,
 }
 """What a score may cost, on the axis."""
@@ -69,6 +70,10 @@ def figures(results: Results) -> dict[str, Figure]:
                 axes.plot(*np.array(own).reshape(-1, 2).T, "o", **look, label=name, markersize=5)
             _draw_frontier(axes, found, results.higher_is_better)
             axes.set_xscale("log")
+            # Powers of ten alone would leave a narrow axis without a number.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.minorticks_off()
             axes.set_xlabel(axis)
             if results.higher_is_better:
                 axes.set_ylim(-0.03, 1.08)
