@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import subprocess
 
@@ -9,6 +10,8 @@ import pytest
 from rich.console import Console
 
 from transformer_jax.report import table
+from transformer_jax.report.results import read
+from transformer_jax.report.sheets import sheets
 from transformer_jax.report.table import Column, Sheet
 
 SHEET = Sheet(
@@ -85,3 +88,44 @@ def test_the_latex_document_compiles(tmp_path):
 def test_a_row_of_another_width_is_a_mistake():
     with pytest.raises(AssertionError):
         Sheet(title="x", columns=(Column("a"),), rows=(("1", "2"),))
+
+
+SPECIAL = re.compile(r"(?<!\\)[_^#%~]|(?<!\\)\$[^$\\]*(?<!\\)\$|[^\x00-\x7f]")
+"""What TeX would read otherwise than it stands: bare specials, mathematics beside that of `escape`, and
+characters that the input encoding may lack."""
+
+
+@pytest.mark.quick
+def test_the_document_of_a_report_is_sound_tex(fabricate):
+    """Where no TeX is installed this stands for compiling: environments and braces close in order, each row
+    has as many cells as its table has columns, and no special character is bare."""
+    published = {
+        "source": "arXiv:1234.5678 & Table_1 (50% #2)",
+        "tag": "exact",
+        "precision": 0.01,
+        "selection": "one recipe",
+        "rows": {"a_b^c": {"test": 0.9}, "~x~ \\y {z}": {"test/64": 0.5}},
+        "notes": {"a_b^c": "≥ 3 × the $budget$"},
+    }
+    scores = {"a_b^c": {0.1: [0.9] * 5, 0.2: ["failed"] * 5}, "b & c": {0.1: [0.5, 0.4, 0.5, 0.4, 0.5]}}
+    results = read(fabricate(scores, tests={"a_b^c": {"64": 0.5}}, published=published))
+    text = table.latex_document(results.experiment["title"], sheets(results))
+    open_ones, columns = [], 0
+    for line in text.splitlines():
+        for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", line):
+            if what == "begin":
+                open_ones.append(name)
+            else:
+                assert open_ones.pop() == name
+        if found := re.search(r"\\begin\{tabular\}\{([lr]+)\}", line):
+            columns = len(found[1])
+        if line.endswith(r" \\"):
+            assert open_ones[-1] == "tabular"
+            assert len(re.findall(r"(?<!\\)&", line)) == columns - 1, line
+            assert not SPECIAL.search(re.sub(r"\$\\\w+\$", "", line)), line
+        elif line.lstrip().startswith((r"\item", r"\caption", r"\section")):
+            assert not SPECIAL.search(re.sub(r"\$\\\w+\$", "", line)), line
+            assert not re.search(r"(?<!\\)&", line), line
+    assert open_ones == [] and columns
+    bare = re.sub(r"\\[{}\\]", "", text)
+    assert bare.count("{") == bare.count("}")
