@@ -85,7 +85,8 @@ class Checkpoints:
     def restore(self, like: Parts) -> Restored | None:
         """The newest checkpoint that verifies, or None where there is none.
 
-        One that does not is renamed to <step>.damaged, and the one before it is tried.
+        One that does not is renamed to <step>.damaged, and the one before it is tried. Several processes
+        all call it, and what one finds damaged is damaged for all.
 
         Args:
           like: the pytrees to restore, as arrays or jax.ShapeDtypeStruct with their shardings.
@@ -93,21 +94,15 @@ class Checkpoints:
         Raises:
           BadInput: a sound checkpoint holds other names, shapes or dtypes than `like`.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
-            found, damage = None, None
+        for step in agreed(lambda: sorted(self.manager.all_steps(), reverse=True)):
+            path = self.path(step)
             try:
-                found = _restore(self.manager, step, like)
-            except Damaged as error:
-                damage = str(error)
-            if (damage := objection(damage)) is None:
-                return found
-            path = self.directory / str(step)
-            aside = agreed(functools.partial(_set_aside, path))
-            self.manager.reload()
-            self.warn(
-                f"The checkpoint {path} {damage}. It is set aside as {aside}; "
-                + _instead(self.manager.all_steps())
-            )
+                return _restore(path, like)
+            except Damaged as damage:
+                aside = agreed(functools.partial(_set_aside, path))
+                self.manager.reload()
+                earlier = _instead(self.manager.all_steps())
+                self.warn(f"The checkpoint {path} {damage}. It is set aside as {aside}; {earlier}")
         return None
 
     def path(self, step: int) -> Path:
@@ -133,7 +128,7 @@ def restore_latest(directory: Path, like: Parts, *, warn: Callable[[str], None] 
     with ocp.CheckpointManager(directory, options=options) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
-                return _restore(manager, step, like)
+                return _restore(directory / str(step), like)
             except Damaged as damage:
                 earlier = [other for other in manager.all_steps() if other < step]
                 warn(f"The checkpoint {directory / str(step)} {damage}; {_instead(earlier)}")
@@ -165,19 +160,25 @@ class PatientLoops(asyncio.DefaultEventLoopPolicy):
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Names what cannot be read as Damaged."""
+    """Names what cannot be read as Damaged, in all processes where one of them met it: none goes on alone to
+    a program that takes part of every process."""
+    damage, cause = None, None
     policy = asyncio.get_event_loop_policy()
     asyncio.set_event_loop_policy(PatientLoops())
     try:
         yield
+    except Damaged as error:
+        damage = str(error)
     except Exception as error:
         # The library wraps what it meets in the data in a plain Exception.
         cause = error.__cause__ if type(error) is Exception else error
         if not isinstance(cause, UNREADABLE) or _unreachable(cause):
             raise
-        raise Damaged(f"cannot be read ({_first_line(cause)})") from error
+        damage = f"cannot be read ({_first_line(cause)})"
     finally:
         asyncio.set_event_loop_policy(policy)
+    if (damage := objection(damage)) is not None:
+        raise Damaged(damage) from cause
 
 
 def _unreachable(error: BaseException) -> bool:
@@ -190,26 +191,34 @@ def _unreachable(error: BaseException) -> bool:
     )
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like: Parts) -> Restored:
+def _read(path: Path, **items: ocp.args.CheckpointArgs) -> Any:
+    """Items of a step, by this process alone: the manager's own way to read ends with a barrier, where the
+    others would wait for ever for a process that could not read its part."""
+    alone = ocp.options.MultiprocessingOptions(primary_host=None, active_processes={jax.process_index()})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(), multiprocessing_options=alone) as reader:
+        return reader.restore(path, args=ocp.args.Composite(**items))
+
+
+def _restore(path: Path, like: Parts) -> Restored:
     with _reading():
-        record = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[RECORD]
-    if not isinstance(record, dict) or record.pop("digest", None) != _digest(record):
-        raise Damaged("has an altered record")
+        record = _read(path, record=ocp.args.JsonRestore())[RECORD]
+        if not isinstance(record, dict) or record.pop("digest", None) != _digest(record):
+            raise Damaged("has an altered record")
     wanted = {part: leaves(tree) for part, tree in like.items()}
     for part, named in wanted.items():
-        _require_fit(manager.directory / str(step), part, named, record["arrays"].get(part))
+        _require_fit(path, part, named, record["arrays"].get(part))
     items = {part: ocp.args.StandardRestore(_abstract(named)) for part, named in wanted.items() if named}
     with _reading():
-        stored = manager.restore(step, args=ocp.args.Composite(**items)) if items else {}
-    parts = {}
-    for part, tree in like.items():
-        named = stored[part] if part in items else {}
-        sums = checksums(named)
-        for name, expected in record["arrays"][part]["sums"].items():
-            if sums[name] != expected:
-                raise Damaged(f"is altered: {part} {name} does not have its checksum")
-        parts[part] = _unflatten(tree, named)
-    return Restored(step, parts, record["record"])
+        stored = _read(path, **items) if items else {}
+    named = {part: stored[part] if part in items else {} for part in like}
+    sums = {part: checksums(arrays) for part, arrays in named.items()}
+    with _reading():  # each process has its own copy of what is whole everywhere
+        for part in like:
+            for name, expected in record["arrays"][part]["sums"].items():
+                if sums[part][name] != expected:
+                    raise Damaged(f"is altered: {part} {name} does not have its checksum")
+    parts = {part: _unflatten(tree, named[part]) for part, tree in like.items()}
+    return Restored(int(path.name), parts, record["record"])
 
 
 def _require_fit(path: Path, part: str, wanted: Leaves, found: dict[str, Any] | None) -> None:
