@@ -77,6 +77,17 @@ def test_kill_9_of_one_ends_the_others_in_time(killed, tmp_path):
         assert who in last and "the same command continues from the last checkpoint" in last
 
 
+@pytest.mark.parametrize("coordinator", ["is gone", "is there"])
+def test_an_abort_is_the_loss_of_process_0_only_where_that_does_not_answer(coordinator, tmp_path):
+    with Several(WORKER, 1, f"abort: the coordinator {coordinator}", folder=tmp_path) as several:
+        [one] = several.ended()
+    [said] = [line for line in one.error.splitlines() if line.startswith("Error: ")]
+    if coordinator == "is gone":
+        assert one.code == group.LOST and said.startswith("Error: Process 0, the coordinator, is lost")
+    else:
+        assert one.code == -signal.SIGABRT and "The runtime of process 1 on " in said
+
+
 @pytest.mark.slow
 def test_a_process_that_stands_still_is_named(tmp_path):
     with Several(WORKER, 3, "stuck", folder=tmp_path) as several:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -34,7 +35,19 @@ def steps():
         yield step
 
 
+def abort(coordinator: str) -> None:
+    """As JAX's runtime does it: from C, in a process whose coordinator `is there` or `is gone`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if coordinator == "is gone":
+            server.close()
+        group._explain_aborts(Location(source="flags", coordinator=address, processes=2, process=1))
+        os.abort()
+
+
 def main(port: str, processes: str, process: str, scene: str) -> None:
+    if scene.startswith("abort"):
+        abort(scene.removeprefix("abort: the coordinator "))
     here = Location(
         source="flags", coordinator=f"127.0.0.1:{port}", processes=int(processes), process=int(process)
     )

@@ -137,7 +137,7 @@ def joined(
         yield
         return
     roll_call(location, timeout=arrive)
-    _explain_aborts()
+    _explain_aborts(location)
     jax.config.update("jax_enable_preemption_service", False)  # `stop` hears every signal, at every step
     jax.distributed.initialize(
         location.coordinator,
@@ -250,13 +250,21 @@ class Judge:
         return None, ""
 
 
-def _explain_aborts() -> None:
-    """JAX's runtime aborts from C++ when the coordinator is gone: that too gets its sentence and its code."""
-    sentence = f"Error: Process 0, the coordinator, is lost, or the network to it. {AGAIN}\n".encode()
+def _explain_aborts(location: Location) -> None:
+    """JAX's runtime aborts from C++ when the coordinator is gone, and for reasons of its own: each gets its
+    sentence. A process whose coordinator does not answer ends with LOST, any other dies of the abort."""
+    host, _, port = (location.coordinator or "").rpartition(":")
+    me = f"process {location.process} on {socket.gethostname()}"
 
     def aborted(number: int) -> None:
-        os.write(2, sentence)
-        os._exit(LOST)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+        except OSError:
+            os.write(
+                2, f"Error: Process 0, the coordinator, is lost, or the network to it. {AGAIN}\n".encode()
+            )
+            os._exit(LOST)
+        os.write(2, f"Error: The runtime of {me} aborted; what it said about that stands above.\n".encode())
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
