@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -122,7 +124,10 @@ def test_scripts_are_scripts(place, capsys, tmp_path):
     assert "{{" not in text
 
 
-@pytest.mark.parametrize("code, again", [(0, False), (1, False), (2, False), (PREEMPTED, True), (LOST, True)])
+@pytest.mark.parametrize(
+    "code, again",
+    [(0, False), (1, False), (2, False), (134, True), (137, True), (PREEMPTED, True), (LOST, True)],
+)
 def test_a_slurm_job_starts_again_where_that_helps(code, again, capsys, tmp_path):
     text = launched(capsys, "slurm")[0]
     for name, body in (("srun", f"exit {code}"), ("scontrol", 'echo "scontrol $*"')):
@@ -132,6 +137,47 @@ def test_a_slurm_job_starts_again_where_that_helps(code, again, capsys, tmp_path
     done = subprocess.run(["bash"], input=text, env=environment, capture_output=True, text=True)
     assert done.returncode == code and ("scontrol requeue 7" in done.stdout) == again
     assert f"--signal=TERM@{launch.GRACE_SECONDS}" in text and "--requeue" in text
+
+
+@pytest.mark.parametrize(
+    "answers, made",
+    [
+        (["fails", "ACTIVE", "ACTIVE"], []),
+        (["ACTIVE", "fails", "ACTIVE"], []),
+        (["NOT_FOUND", "PROVISIONING", "ACTIVE"], ["delete", "create"]),
+        (["SUSPENDED", "ACTIVE"], ["delete", "create"]),
+    ],
+    ids=" ".join,
+)
+def test_a_slice_is_made_anew_only_where_it_is_known_to_be_gone(answers, made, capsys, tmp_path):
+    """`answers`: what Google Cloud says of it, one question after the other; that it fails says nothing."""
+    text = launched(capsys, "tpu-vm")[0]
+    (tmp_path / "answers").write_text("".join(f"{answer}\n" for answer in answers))
+    gcloud = """#!/bin/bash
+    echo "$*" >> asked
+    case "$*" in
+      *describe*)
+        answer=$(head -n 1 answers); sed -i 1d answers
+        case "$answer" in
+          fails) echo "ERROR: connection reset" >&2; exit 1 ;;
+          NOT_FOUND) echo "ERROR: NOT_FOUND: no such request" >&2; exit 1 ;;
+        esac
+        echo "$answer" ;;
+      *"cat "*) echo 0 ;;
+    esac
+    """
+    for name, body in (("gcloud", gcloud), ("sleep", "#!/bin/sh\n"), ("tar", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(body.replace("\n    ", "\n"))
+        (tmp_path / name).chmod(0o755)
+    text = text.replace('> "/tmp/', '> "')
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash"], input=text, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "Ended with code 0" in done.stdout, done
+    asked = (tmp_path / "asked").read_text()
+    assert re.findall("queued-resources (delete|create)", asked) == made
+    assert not (tmp_path / "answers").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
+from tests.parallel.several import free_ports
 from transformer_jax import cli
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel import group
 from transformer_jax.parallel.processes import Location, locate, tpu_vm
 
 GKE = {"TPU_WORKER_HOSTNAMES": "job-0-0.job,job-0-1.job", "TPU_WORKER_ID": "1"}
@@ -156,9 +160,30 @@ def test_flags_come_first_and_are_whole():
         locate({}, **{**flags, "process": 2})
 
 
+HERE = ("--coordinator", f"127.0.0.1:{free_ports()}", "--processes", "2", "--process")
+
+
 @pytest.mark.parametrize(
-    "words, sentence", [(("--processes", "2"), "--coordinator and --process are missing")]
+    "words, environment, sentence",
+    [
+        (("--processes", "2"), {}, "--coordinator and --process are missing"),
+        ((), {"JAX_NUM_PROCESSES": "4"}, "JAX_COORDINATOR_ADDRESS is not set though its companions are"),
+        ((), {**GKE, **KUBEFLOW}, "JAX_NUM_PROCESSES=4 but the TPU slice has 2 hosts"),
+        ((*HERE, "0"), {}, "After 1 s process 1 of 2 had not come: see its log"),
+        ((*HERE, "1"), {}, "Process 0 did not answer at 127.0.0.1:"),
+    ],
+    ids=[
+        "half of the flags",
+        "half of JAX_*",
+        "a contradiction",
+        "process 1 is missing",
+        "process 0 is missing",
+    ],
 )
-def test_the_command_line_says_it_and_exits_with_2(words, sentence, capsys):
+def test_the_command_line_says_it_and_exits_with_2(words, environment, sentence, capsys, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(group, "joined", functools.partial(group.joined, arrive=1.0))
     assert cli.main(["run", "quickstart", *words]) == 2
-    assert sentence in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1

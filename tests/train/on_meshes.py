@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shutil
 from collections import Counter
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.train.toy import toy_model, toy_run
+from transformer_jax import cli
 from transformer_jax.data.tasks.copy import Copy
 from transformer_jax.errors import BadInput
 from transformer_jax.model.config import Transformer
@@ -149,3 +152,10 @@ def of_length(axes: Axes, length: int) -> str:
     except BadInput as error:
         return str(error)
     return "accepted"
+
+
+def commanded(*words: str) -> tuple[int, str]:
+    """The exit code of a command line, and what it said on stderr."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = cli.main(list(words))
+    return code, said.getvalue()

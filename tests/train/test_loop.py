@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from tests.train.toy import Toy, arrays, toy_model, toy_run
 from transformer_jax.checkpoint import restore_latest
 from transformer_jax.errors import BadInput
-from transformer_jax.train import loop
+from transformer_jax.train import loop, metrics
 from transformer_jax.train.loop import train
 from transformer_jax.train.metrics import of_sums, reached, read_metrics
 from transformer_jax.train.progress import Bar, Lines, Silent
@@ -129,6 +130,37 @@ def test_a_finished_run_is_returned_and_not_touched(tmp_path, data):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert go(run, tmp_path, data) == result
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_signal_while_the_result_is_written_ends_the_process_and_not_the_run(tmp_path, data, monkeypatch):
+    """What would follow the run (the next one of a sweep) must not begin; the run itself is finished."""
+    write = loop.write_json
+
+    def signalled(path, value):
+        signal.raise_signal(signal.SIGTERM)
+        write(path, value)
+
+    monkeypatch.setattr(loop, "write_json", signalled)
+    with pytest.raises(SystemExit) as ended:
+        go(toy_run(), tmp_path / "run", data)
+    assert ended.value.code == 143
+    monkeypatch.undo()
+    assert go(toy_run(), tmp_path / "run", data)["status"] == "finished"  # read, not trained: no toy any more
+
+
+def test_in_a_store_the_record_is_whole_before_there_is_a_result(tmp_path, data, monkeypatch):
+    """An object cannot be appended to: its lines are written with each checkpoint, and after the test."""
+    splits, write = [], loop.write_json
+
+    def looked(path, value):
+        splits.append([line["split"] for line in read_metrics(tmp_path / "run")])
+        write(path, value)
+
+    monkeypatch.setattr(loop, "write_json", looked)
+    monkeypatch.setattr(metrics, "remote", lambda path: True)
+    go(toy_run(), tmp_path / "run", data)
+    assert [found[-1] for found in splits] == ["test"] and splits[0].count("train") == 4
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_another_configuration_is_refused_and_nothing_overwritten(tmp_path, data):

@@ -137,3 +137,36 @@ def test_a_run_that_does_not_fit_its_mesh_is_refused(on_eight_devices, axes, tra
 def test_a_sequence_that_does_not_divide_is_refused(on_eight_devices):
     said = on_eight_devices(on_meshes.of_length, Axes(sequence=8), 20)
     assert said.startswith("The length of copy, 20 does not divide over the mesh's sequence 8"), said
+
+
+ALONE = """
+from transformer_jax.attention.contract import Capability
+from transformer_jax.attention.variants.full import Full
+
+
+class Alone(Full):
+    \"\"\"Full attention that no axis cuts in time.\"\"\"
+
+    name = "alone"
+    capability = Capability(sequence="refused")
+"""
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--train.mesh.fsdp 3", "has 6 places for 8 device(s): choose axes whose product is the number"),
+        ("--train.mesh.tensor 8 --model.heads 4", "model.heads 4 does not divide over the mesh's tensor 8"),
+        ("--train.mesh.sequence 8 --task.length 60", ", 60 does not divide over the mesh's sequence 8"),
+        ("--train.mesh.sequence 2 --variants alone.py", "Variant 'alone': alone does not spread a sequence"),
+    ],
+)
+def test_the_command_line_refuses_a_mesh_before_anything_runs(on_eight_devices, tmp_path, words, says):
+    """One sentence and exit code 2; the last one is found only when the model is traced on its mesh."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    words = words.replace("alone.py", str(tmp_path / "alone.py")).split()
+    places = ["--out", str(tmp_path / "out"), "--data", str(tmp_path / "data")]
+    small = ["--task.validation_examples", "8", "--task.test_examples", "8"]
+    code, said = on_eight_devices(on_meshes.commanded, "run", "quickstart", *places, *small, *words)
+    assert code == 2 and says in said and said.count("\n") == 1, said
+    assert not (tmp_path / "out").exists()
