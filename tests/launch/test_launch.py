@@ -18,7 +18,7 @@ from transformer_jax import cli
 from transformer_jax.errors import BadInput
 from transformer_jax.launch import launch
 from transformer_jax.launch.topology import GENERATIONS, nodes, tpu
-from transformer_jax.parallel.group import LOST, PREEMPTED
+from transformer_jax.parallel.group import ABORTED, LOST, PREEMPTED
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
 WHERE = {
@@ -126,7 +126,7 @@ def test_scripts_are_scripts(place, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     "code, again",
-    [(0, False), (1, False), (2, False), (134, True), (137, True), (PREEMPTED, True), (LOST, True)],
+    [(0, False), (1, False), (2, False), (ABORTED, True), (137, True), (PREEMPTED, True), (LOST, True)],
 )
 def test_a_slurm_job_starts_again_where_that_helps(code, again, capsys, tmp_path):
     text = launched(capsys, "slurm")[0]

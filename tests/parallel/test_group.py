@@ -85,7 +85,18 @@ def test_an_abort_is_the_loss_of_process_0_only_where_that_does_not_answer(coord
     if coordinator == "is gone":
         assert one.code == group.LOST and said.startswith("Error: Process 0, the coordinator, is lost")
     else:
-        assert one.code == -signal.SIGABRT and "The runtime of process 1 on " in said
+        assert one.code == group.ABORTED and "The runtime of process 1 on " in said
+
+
+@pytest.mark.slow
+def test_an_abort_of_one_is_told_by_it_and_a_loss_to_the_others(tmp_path):
+    with Several(WORKER, 3, "go", folder=tmp_path) as several:
+        several.until("step 10", 1)
+        several.send(signal.SIGABRT, 1)
+        ended = several.ended()
+    assert [one.code for one in ended] == [group.LOST, group.ABORTED, group.LOST], ended
+    assert "The runtime of process 1 on " in ended[1].error and "Process 0" not in ended[1].error
+    assert all("Process 1 on " in ended[other].error for other in (0, 2))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformer_jax.errors import BadInput
 from transformer_jax.launch.topology import Topology, nodes, tpu
-from transformer_jax.parallel.group import LOST, PREEMPTED
+from transformer_jax.parallel.group import ABORTED, LOST, PREEMPTED
 
 PLACES = {"tpu-vm": "tpu-vm.sh", "gke": "gke.yaml", "kubeflow": "kubeflow.yaml", "slurm": "slurm.sh"}
 GRACE_SECONDS = 300
@@ -66,6 +66,7 @@ def written(launch: Launch) -> str:
         "restarts": RESTARTS,
         "preempted": PREEMPTED,
         "lost": LOST,
+        "aborted": ABORTED,
         "spot": "",
     }
     if launch.on in ("gke", "kubeflow"):

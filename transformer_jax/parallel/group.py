@@ -31,6 +31,7 @@ from transformer_jax.parallel.processes import Location
 from transformer_jax.parallel.roll_call import roll_call, say
 
 LOST = 75  # exit code: another process is gone, start all again (EX_TEMPFAIL of sysexits.h)
+ABORTED = 134  # exit code: of the runtime, as a shell tells it (128 + 6)
 PREEMPTED = 143  # exit code: stopped by SIGTERM, everything saved (128 + 15)
 ARRIVE_SECONDS, LOST_SECONDS, STUCK_SECONDS = 300.0, 15.0, 600.0
 # Before a process begins program n it has read the result of n - 3 (training: n - 2), which all computed.
@@ -252,7 +253,7 @@ class Judge:
 
 def _explain_aborts(location: Location) -> None:
     """JAX's runtime aborts from C++ when the coordinator is gone, and for reasons of its own: each gets its
-    sentence. A process whose coordinator does not answer ends with LOST, any other dies of the abort."""
+    sentence. A process whose coordinator does not answer ends with LOST, any other with ABORTED."""
     host, _, port = (location.coordinator or "").rpartition(":")
     me = f"process {location.process} on {socket.gethostname()}"
 
@@ -265,6 +266,7 @@ def _explain_aborts(location: Location) -> None:
             )
             os._exit(LOST)
         os.write(2, f"Error: The runtime of {me} aborted; what it said about that stands above.\n".encode())
+        os._exit(ABORTED)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)

@@ -17,10 +17,10 @@
 trap : TERM  # the processes hear it and save; this shell stays to see how they end
 srun --kill-on-bad-exit=0 {{words}}
 code=$?
-# {{preempted}}: preempted, saved. {{lost}}: another process was lost. 134, 137: the runtime aborted,
-# it was killed. They continue from the last checkpoint.
+# {{preempted}}: preempted, saved. {{lost}}: another process was lost. {{aborted}}: the runtime aborted. 137: killed.
+# They continue from the last checkpoint.
 # 1 and 2 are failures, and stay.
 case $code in
-  {{preempted}}|{{lost}}|134|137) [ "${SLURM_RESTART_COUNT:-0}" -lt {{restarts}} ] && scontrol requeue "$SLURM_JOB_ID" ;;
+  {{preempted}}|{{lost}}|{{aborted}}|137) [ "${SLURM_RESTART_COUNT:-0}" -lt {{restarts}} ] && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code
