@@ -59,8 +59,7 @@ def test_sigterm_to_one_stops_all_at_the_same_step(tmp_path):
     assert len({one.out.splitlines()[-1] for one in ended}) == 1 and "stopped at" in ended[0].out
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_9_of_one_ends_the_others_in_time(killed, tmp_path):
     with Several(WORKER, 3, "go", folder=tmp_path) as several:
         several.until("step 10", killed)
