@@ -60,8 +60,7 @@ def buffers(rest) -> tuple[np.ndarray, np.ndarray]:
 def stepper(redraw_every, accumulate):
     mine = run(redraw_every, accumulate=accumulate)
     skeleton, *_ = dismantle(build_model(mine))
-    rule = update_rule(mine.train)
-    return jit(lambda state, batch: train_step(skeleton, mine.train, rule, state, batch)[0])
+    return jit(lambda state, batch: train_step(skeleton, mine.train, state, batch)[0])
 
 
 @cache
@@ -69,7 +68,7 @@ def stepped(redraw_every=EVERY, seed=0, accumulate=1):
     """The states before and after each of five steps."""
     mine = run(redraw_every, seed)
     _, params, rest = dismantle(build_model(mine))
-    states = [initial(params, rest, update_rule(mine.train), seed=seed, peak=1e-2)]
+    states = [initial(params, rest, update_rule(mine.train), seed=seed, peak=1e-2, weight_decay=0.0)]
     for number in range(5):
         batch = mine.task.examples(seed, np.arange(8 * number, 8 * number + 8), number)
         states.append(stepper(redraw_every, accumulate)(states[-1], batch))

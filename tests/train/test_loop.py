@@ -81,9 +81,9 @@ def test_training_lines_average_over_every_target_since_the_last(tmp_path, data)
     from transformer_jax.train.step import train_step
 
     skeleton, params, rest = dismantle(toy_model(run))
-    rule = update_rule(run.train)
-    state = initial(params, rest, rule, seed=0, peak=run.train.learning_rate)
-    step = jax.jit(lambda state, batch: train_step(skeleton, run.train, rule, state, batch))
+    numbers = {"peak": run.train.learning_rate, "weight_decay": run.train.weight_decay}
+    state = initial(params, rest, update_rule(run.train), seed=0, **numbers)
+    step = jax.jit(lambda state, batch: train_step(skeleton, run.train, state, batch))
     sums = []
     for number in range(6):
         batch = run.task.examples(0, np.arange(8 * number, 8 * number + 8), number)

@@ -21,12 +21,12 @@ def begin(run, dtype=None):
     skeleton, params, rest = dismantle(toy_model(run))
     if dtype is not None:
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-    rule = update_rule(run.train)
-    return skeleton, rule, initial(params, rest, rule, seed=run.seed, peak=run.train.learning_rate)
+    numbers = {"peak": run.train.learning_rate, "weight_decay": run.train.weight_decay}
+    return skeleton, initial(params, rest, update_rule(run.train), seed=run.seed, **numbers)
 
 
-def stepper(skeleton, run, rule):
-    return jax.jit(lambda state, batch: train_step(skeleton, run.train, rule, state, batch))
+def stepper(skeleton, run):
+    return jax.jit(lambda state, batch: train_step(skeleton, run.train, state, batch))
 
 
 def batch(run, step=0, rows=None):
@@ -58,7 +58,7 @@ def test_equal_logits_are_no_hit():
 
 def test_targets_without_weight_do_not_matter():
     run = toy_run()
-    skeleton, _, state = begin(run)
+    skeleton, state = begin(run)
     data = batch(run)
     changed = data | {"targets": np.where(data["weights"] == 0, 3, data["targets"]).astype(np.int32)}
     assert (changed["targets"] != data["targets"]).any()
@@ -75,8 +75,8 @@ def test_accumulation_is_the_whole_batch(microbatches):
         data["weights"] = data["weights"] * np.linspace(0, 1, 8, dtype=np.float32)[:, None]
         results = []
         for run in (whole, parts):
-            skeleton, rule, state = begin(run, jnp.float64)
-            step = stepper(skeleton, run, rule)
+            skeleton, state = begin(run, jnp.float64)
+            step = stepper(skeleton, run)
             for _ in range(3):
                 state, sums = step(state, data)
             results.append((state, sums))
@@ -93,7 +93,7 @@ def test_accumulation_is_the_whole_batch(microbatches):
 def test_the_gradient_is_that_of_the_mean():
     with jax.enable_x64(True):
         run = toy_run(optimizer="sgd", b1=0.0, clip=None, schedule="constant")
-        skeleton, rule, state = begin(run, jnp.float64)
+        skeleton, state = begin(run, jnp.float64)
         data = batch(run)
 
         def mean(params):
@@ -101,7 +101,7 @@ def test_the_gradient_is_that_of_the_mean():
             return sums["loss"] / sums["weight"]
 
         slope = jax.jit(jax.grad(mean))(state.params)
-        after, sums = stepper(skeleton, run, rule)(state, data)
+        after, sums = stepper(skeleton, run)(state, data)
         for name, value in after.params.items():
             expected = state.params[name] - float(state.peak) * slope[name]
             np.testing.assert_allclose(value, expected, atol=1e-12)
@@ -111,10 +111,10 @@ def test_the_gradient_is_that_of_the_mean():
 
 def test_a_batch_without_loss_changes_nothing():
     run = toy_run(weight_decay=0.0)
-    skeleton, rule, state = begin(run)
+    skeleton, state = begin(run)
     data = batch(run)
     data["weights"] = np.zeros_like(data["weights"])
-    after, sums = stepper(skeleton, run, rule)(state, data)
+    after, sums = stepper(skeleton, run)(state, data)
     for name in state.params:
         np.testing.assert_array_equal(after.params[name], state.params[name])
     assert sums["loss"] == 0 and sums["gradient_norm"] == 0
@@ -145,9 +145,9 @@ def test_steps_per_call_change_no_bit():
 
 def test_dropout_is_drawn_anew_at_each_step_and_off_in_evaluation():
     run = toy_run(dropout=0.5)
-    skeleton, rule, state = begin(run)
+    skeleton, state = begin(run)
     data = batch(run)
-    step = stepper(skeleton, run, rule)
+    step = stepper(skeleton, run)
     first, again, later = (step(state._replace(step=jnp.int32(n)), data)[1] for n in (0, 0, 1))
     plain = forward(skeleton, state.params, state.rest, data)
     assert first["loss"] == again["loss"]
@@ -168,6 +168,33 @@ def test_rates_are_not_confused_by_the_shared_program():
     np.testing.assert_allclose(sums["learning_rate"], 1e-3, rtol=1e-6)
     np.testing.assert_allclose(more["learning_rate"], 1e-2, rtol=1e-6)
     assert any((np.asarray(slow.params[n]) != np.asarray(fast.params[n])).any() for n in slow.params)
+
+
+def test_weight_decays_share_one_program_and_act_as_constants_would():
+    """Each against the step whose rule has the number in it."""
+    settings = {"schedule": "constant", "clip": None}
+    numbers = (0.0, 0.1, 0.4)
+    found = [run_program(toy_run(weight_decay=number, **settings), 4) for number in numbers]
+    assert len({id(compiled) for compiled, *_ in found}) == 1
+    for number, (_, after, _) in zip(numbers, found, strict=True):
+        run = toy_run(weight_decay=number, **settings)
+        skeleton, state = begin(run)
+        rule = update_rule(run.train)
+
+        @jax.jit
+        def step(params, optimizer, batch, skeleton=skeleton, rest=state.rest, rule=rule):
+            def mean(params):
+                sums = forward(skeleton, params, rest, batch)
+                return sums["loss"] / sums["weight"]
+
+            updates, optimizer = rule.update(jax.grad(mean)(params), optimizer, params)
+            return jax.tree.map(lambda p, u: p + 1e-2 * u, params, updates), optimizer
+
+        params, optimizer = state.params, state.optimizer
+        for i in range(16):
+            params, optimizer = step(params, optimizer, batch(run, i))
+        for name in params:
+            np.testing.assert_allclose(after.params[name], params[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +220,8 @@ def test_learning_rate(settings, at):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "nadamw", "radam", "lion", "sgd"])
 def test_every_optimizer_lowers_the_loss(optimizer):
     run = toy_run(optimizer=optimizer, learning_rate=3e-2 if optimizer != "lion" else 3e-3, steps=16)
-    skeleton, rule, state = begin(run)
-    data, losses, step = batch(run), [], stepper(skeleton, run, rule)
+    skeleton, state = begin(run)
+    data, losses, step = batch(run), [], stepper(skeleton, run)
     for _ in range(16):
         state, sums = step(state, data)
         losses.append(float(sums["loss"]))
@@ -203,11 +230,11 @@ def test_every_optimizer_lowers_the_loss(optimizer):
 
 def test_weight_decay_acts_on_matrices_only():
     run = toy_run(weight_decay=0.5, schedule="constant", learning_rate=0.1)
-    skeleton, rule, state = begin(run)
+    skeleton, state = begin(run)
     data = batch(run)
     data["weights"] = np.zeros_like(data["weights"])  # no gradient: decay alone moves
     params = jax.tree.map(lambda x: x + 1, state.params)
-    after, _ = stepper(skeleton, run, rule)(state._replace(params=params), data)
+    after, _ = stepper(skeleton, run)(state._replace(params=params), data)
     shrunk = {name for name in params if np.any(np.asarray(after.params[name]) != np.asarray(params[name]))}
     assert shrunk == {"embed.embedding", "hidden.kernel", "out.kernel"}
     np.testing.assert_allclose(after.params["out.kernel"], params["out.kernel"] * 0.95, rtol=1e-6)

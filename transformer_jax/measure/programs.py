@@ -243,7 +243,7 @@ def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) ->
     recipe = Train(steps=1, batch=len(tokens), weight_decay=1e-4, schedule="constant", clip=None)
     mesh = make_mesh(recipe.mesh)
     program = step.program(skeleton, recipe, mesh)
-    state = initial(params, rest, program.rule, seed=0, peak=1e-3)
+    state = initial(params, rest, program.rule, seed=0, peak=1e-3, weight_decay=recipe.weight_decay)
     weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
     stack = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:], "weights": weights[None]}
     trained, one = jax.device_put(state, devices.shardings(skeleton, mesh, state)), np.int32(1)

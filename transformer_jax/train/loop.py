@@ -31,7 +31,7 @@ from transformer_jax.train.metrics import Log, Metrics
 from transformer_jax.train.progress import Watcher, watcher
 from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
 from transformer_jax.train.signals import Signals
-from transformer_jax.train.state import State, dismantle
+from transformer_jax.train.state import dismantle
 from transformer_jax.train.step import program, started
 
 RESULT = "result.json"
@@ -336,7 +336,7 @@ class Training:
         found = self.checkpoints.restore(self.state.parts())
         if found is None:
             return
-        self.state = State.of_parts(found.parts)
+        self.state = self.state.at(found.parts)
         record, self.step = found.record, found.step
         self.saved, self.evaluated, self.solved = found.step, record["evaluated"], record["solved"]
         self.window, self.validation, self.position = record["window"], record["validation"], record["data"]

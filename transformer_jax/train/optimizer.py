@@ -21,17 +21,21 @@ def decayed(name: str) -> bool:
     return bool({"kernel", "embedding"} & set(name.split(".")))
 
 
-def update_rule(train: Train) -> optax.GradientTransformation:
+def update_rule(train: Train, weight_decay: Any = None) -> optax.GradientTransformation:
     """Gradients to updates at learning rate 1; the step multiplies them by `learning_rate`.
 
-    So one compiled program serves every learning rate of a sweep. The parameters are a dict by name.
+    So one compiled program serves every learning rate of a sweep, and every weight decay where the step gives
+    it as an array. The parameters are a dict by name.
+
+    Args:
+      weight_decay: () float32 in the place of the recipe's own.
     """
 
     def mask(params: Mapping[str, Any]) -> dict[str, bool]:
         return {name: decayed(name) for name in params}
 
     betas = {"b1": train.b1, "b2": train.b2}
-    decay = {"weight_decay": train.weight_decay, "mask": mask}
+    decay = {"weight_decay": train.weight_decay if weight_decay is None else weight_decay, "mask": mask}
     rule = {
         "adamw": lambda: optax.adamw(1.0, **betas, **decay),
         "adam": lambda: optax.adam(1.0, **betas),

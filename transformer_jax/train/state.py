@@ -25,7 +25,8 @@ class State(NamedTuple):
       optimizer: Optax's state.
       step: () int32, optimizer steps done.
       key: the random key of the run; a step folds its number into it, so that resuming is exact.
-      peak: () float32 learning rate; in the state so that one program serves every rate of a sweep.
+      peak, weight_decay: () float32 each, of the recipe; here so that one program serves every value of a
+        sweep.
     """
 
     params: Arrays
@@ -34,17 +35,18 @@ class State(NamedTuple):
     step: jax.Array
     key: jax.Array
     peak: jax.Array
+    weight_decay: jax.Array
 
     def parts(self) -> dict[str, Any]:
-        """The parts of a checkpoint: the model alone is enough for generation."""
+        """The parts of a checkpoint: the model alone is enough for generation; the recipe knows the decay."""
         return {
             "model": {"params": self.params, "rest": self.rest},
             "training": {name: getattr(self, name) for name in ("optimizer", "step", "key", "peak")},
         }
 
-    @staticmethod
-    def of_parts(parts: dict[str, Any]) -> State:
-        return State(**parts["model"], **parts["training"])
+    def at(self, parts: dict[str, Any]) -> State:
+        """This state where a checkpoint left it."""
+        return self._replace(**parts["model"], **parts["training"])
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,19 @@ def dismantle(model: nnx.Module) -> tuple[Skeleton, Arrays, Arrays]:
 
 
 def initial(
-    params: Arrays, rest: Arrays, rule: optax.GradientTransformation, *, seed: Any, peak: Any
+    params: Arrays,
+    rest: Arrays,
+    rule: optax.GradientTransformation,
+    *,
+    seed: Any,
+    peak: Any,
+    weight_decay: Any,
 ) -> State:
     """The state before the first step."""
     # 1: the model's own parameters are drawn from the seed itself.
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    return State(
-        params, rest, rule.init(params), jnp.zeros((), jnp.int32), key, jnp.asarray(peak, jnp.float32)
-    )
+    numbers = (jnp.asarray(number, jnp.float32) for number in (peak, weight_decay))
+    return State(params, rest, rule.init(params), jnp.zeros((), jnp.int32), key, *numbers)
 
 
 def _named(tree: Any) -> tuple[tuple[Any, tuple[str, ...]], Arrays]:

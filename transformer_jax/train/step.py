@@ -25,7 +25,13 @@ Batch = dict[str, Any]
 Sums = dict[str, jax.Array]
 """Of one step, () each: "loss" (nats, or squared error) and "correct" summed over the targets with their
 weights, "weight" the sum of the weights; "gradient_norm" before clipping and "learning_rate" in training."""
-FREE: dict[str, Any] = {"learning_rate": 1.0, "evaluate_every": None, "save_every": None, "stop_at": None}
+FREE: dict[str, Any] = {
+    "learning_rate": 1.0,
+    "weight_decay": 0.0,
+    "evaluate_every": None,
+    "save_every": None,
+    "stop_at": None,
+}
 """Fields of the recipe that no program depends on."""
 
 
@@ -106,17 +112,16 @@ def renewed(skeleton: Skeleton, state: State, observed: Any) -> Arrays:
     return skeleton.rest_of(model)
 
 
-def train_step(
-    skeleton: Skeleton, train: Train, rule: optax.GradientTransformation, state: State, batch: Batch
-) -> tuple[State, Sums]:
+def train_step(skeleton: Skeleton, train: Train, state: State, batch: Batch) -> tuple[State, Sums]:
     """One optimizer step on a batch."""
     slope, sums, observed = gradient(skeleton, state, batch, train.accumulate)
+    rule = update_rule(train, state.weight_decay)
     updates, optimizer = rule.update(slope, state.optimizer, state.params)
     rate = learning_rate(train, state.step, state.peak)
     params = jax.tree.map(lambda p, u: p + (rate * u).astype(p.dtype), state.params, updates)
     sums = {**sums, "gradient_norm": optax.global_norm(slope), "learning_rate": rate}
     rest = renewed(skeleton, state, observed)
-    return State(params, rest, optimizer, state.step + 1, state.key, state.peak), sums
+    return state._replace(params=params, rest=rest, optimizer=optimizer, step=state.step + 1), sums
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ class Program:
 
 
 def program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
-    """The program of a model on a mesh; runs that differ only in learning rate and seed share it."""
+    """The program of a model on a mesh; runs that differ only in `FREE` and the seed share it."""
     try:
         return _program(skeleton, replace(train, **FREE), mesh)
     except TypeError:  # a module that holds something unhashable cannot be shared
@@ -145,21 +150,19 @@ def program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
 
 @functools.lru_cache(maxsize=8)
 def _program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
-    rule = update_rule(train)
-
     def steps(state: State, stack: Batch, count: jax.Array) -> tuple[State, Sums]:
         def batch(i):
             return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), stack)
 
         def body(i, carry):
             state, record = carry
-            state, sums = train_step(skeleton, train, rule, state, batch(i))
+            state, sums = train_step(skeleton, train, state, batch(i))
             record = {name: record[name].at[i].set(sums[name].astype(jnp.float32)) for name in record}
             return placed(skeleton, mesh, state), record
 
         most = stack["inputs"].shape[0]
         with on(mesh):
-            names = jax.eval_shape(lambda s: train_step(skeleton, train, rule, s, batch(0))[1], state)
+            names = jax.eval_shape(lambda s: train_step(skeleton, train, s, batch(0))[1], state)
             record = {name: jnp.zeros(most, jnp.float32) for name in names}
             # The number of trips is an argument: any number of steps per call runs the very same program,
             # so that no result depends on it.
@@ -170,7 +173,7 @@ def _program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
         with on(mesh):
             return placed(skeleton, mesh, forward(skeleton, params, rest, batch))
 
-    return Program(rule, jax.jit(steps, donate_argnums=0), jax.jit(evaluate))
+    return Program(update_rule(train), jax.jit(steps, donate_argnums=0), jax.jit(evaluate))
 
 
 def started(build: Callable[..., Any], run: Run, mesh: Mesh) -> State:
@@ -184,17 +187,17 @@ def started(build: Callable[..., Any], run: Run, mesh: Mesh) -> State:
         make = _start(build, replace(run, seed=0, train=replace(run.train, **FREE)), mesh)
     except TypeError:  # a task that holds something unhashable
         make = _start.__wrapped__(build, run, mesh)
-    return make(np.uint32(run.seed), np.float32(run.train.learning_rate))
+    return make(np.uint32(run.seed), np.float32(run.train.learning_rate), np.float32(run.train.weight_decay))
 
 
 @functools.lru_cache(maxsize=8)
-def _start(build: Callable[..., Any], run: Run, mesh: Mesh) -> Callable[[Any, Any], State]:
+def _start(build: Callable[..., Any], run: Run, mesh: Mesh) -> Callable[[Any, Any, Any], State]:
     rule = update_rule(run.train)
 
-    def make(seed: jax.Array, peak: jax.Array) -> State:
+    def make(seed: jax.Array, peak: jax.Array, weight_decay: jax.Array) -> State:
         _, params, rest = dismantle(build(run, jax.random.key(seed)))
-        return initial(params, rest, rule, seed=seed, peak=peak)
+        return initial(params, rest, rule, seed=seed, peak=peak, weight_decay=weight_decay)
 
     skeleton = dismantle(jax.eval_shape(lambda: build(run)))[0]
-    state = jax.eval_shape(make, np.uint32(0), np.float32(0))
+    state = jax.eval_shape(make, np.uint32(0), np.float32(0), np.float32(0))
     return jax.jit(make, out_shardings=shardings(skeleton, mesh, state))
