@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from transformer_jax import sweep as sw
 from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.data.tasks.imdb import Imdb
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Grid, Table, Variant
 from transformer_jax.model.config import Transformer
 from transformer_jax.report.results import read
+from transformer_jax.report.summary import summarize
+from transformer_jax.sweep.cells import plan
+from transformer_jax.sweep.progress import Ended, duration, remaining
+from transformer_jax.sweep.record import departures
+from transformer_jax.sweep.sweep import sweep
 from transformer_jax.train import loop
 from transformer_jax.train.config import Train
 from transformer_jax.train.run import digest, write_json
@@ -57,12 +61,12 @@ def trainer(monkeypatch):
 
 
 def run(experiment, out, tmp_path, **more):
-    return sw.sweep(experiment, out, data=tmp_path / "data", about={"name": "t", "scale": "smoke"}, **more)
+    return sweep(experiment, out, data=tmp_path / "data", about={"name": "t", "scale": "smoke"}, **more)
 
 
 @pytest.mark.quick
 def test_the_plan_is_the_product_and_begins_with_one_seed_of_everything():
-    cells = sw.plan(make())
+    cells = plan(make())
     assert len(cells) == 8
     assert {c.run.seed for c in cells[:4]} == {0}
     assert {(c.label, c.run.train.learning_rate) for c in cells[:4]} == {
@@ -74,15 +78,15 @@ def test_the_plan_is_the_product_and_begins_with_one_seed_of_everything():
 
 @pytest.mark.quick
 def test_a_variant_with_a_rate_of_its_own_leaves_the_grid():
-    cells = sw.plan(make(variants=("full", Variant("linear", learning_rate=0.5))))
+    cells = plan(make(variants=("full", Variant("linear", learning_rate=0.5))))
     assert {c.run.train.learning_rate for c in cells if c.label == "linear"} == {0.5}
-    assert {c.run.train.learning_rate for c in sw.plan(make(tune=Grid(seeds=1)))} == {1e-3}
+    assert {c.run.train.learning_rate for c in plan(make(tune=Grid(seeds=1)))} == {1e-3}
 
 
 @pytest.mark.quick
 def test_labels_that_would_share_a_directory_are_refused():
     with pytest.raises(BadInput, match="share the directory"):
-        sw.plan(make(variants=(Variant("full", "a b"), Variant("linear", "a,b"))))
+        plan(make(variants=(Variant("full", "a b"), Variant("linear", "a,b"))))
 
 
 def test_finished_cells_are_kept_and_the_rest_run(tmp_path, trainer):
@@ -171,27 +175,34 @@ def test_departures_name_what_differs_from_the_published_setting():
         train=Train(steps=400, batch=4, evaluate_every=2, keep=1),
         tune=Grid(learning_rate=(1e-3,), seeds=5),
     )
-    assert sw.departures(published, published) == {}
-    found = sw.departures(ours, published)
+    assert departures(published, published) == {}
+    found = departures(ours, published)
     assert found["full"][0] == "train.steps is 400, published with 4"
     assert found["full"][1] == "learning rates 0.001, published with 0.001, 0.01"
     assert len(found["full"]) == 2  # when we look and what we keep does not matter, nor do more seeds
     assert found["linear"] == found["full"][1:]  # its steps are its own in both
-    assert sw.departures(make(variants=("full", "retention")), published)["retention"] == [
+    assert departures(make(variants=("full", "retention")), published)["retention"] == [
         "the published configuration has no such variant"
     ]
-    assert set(sw.departures(ours, None)) == {"full", "linear"}
+    assert set(departures(ours, None)) == {"full", "linear"}
 
 
 @pytest.mark.quick
 def test_the_time_left_is_judged_by_variant_then_by_steps():
-    cells = sw.plan(make())  # full: 4 steps, linear: 3 steps
+    cells = plan(make())  # full: 4 steps, linear: 3 steps
     full, linear = (next(c for c in cells if c.label == label) for label in ("full", "linear"))
-    assert sw.remaining(cells, {}) is None
-    assert sw.remaining([], {full: 8.0}) is None
-    assert sw.remaining([full, linear], {full: 8.0}) == pytest.approx(8.0 + 6.0)
-    assert sw.remaining([full, linear], {full: 8.0, linear: 1.0}) == pytest.approx(9.0)
-    assert [sw.duration(s) for s in (5, 65, 3660)] == ["5 s", "1 min 5 s", "1 h 1 min"]
+    assert remaining(cells, {}) is None
+    assert remaining([], {full: Ended(8.0, 4)}) is None
+    # Solved after 2 of 4 steps, 4 s each: its like will be too, of another variant nobody knows.
+    assert remaining([full, linear], {full: Ended(8.0, 2)}) == pytest.approx(8.0 + 3 * 4.0)
+    assert remaining([full, linear], {full: Ended(8.0, 4), linear: Ended(1.0, 3)}) == pytest.approx(9.0)
+    other = next(
+        c for c in cells if c.label == "full" and c.run.train.learning_rate != full.run.train.learning_rate
+    )
+    again = next(c for c in cells if c.label == "full" and c.run.seed == 1)
+    assert remaining([again], {full: Ended(8.0, 4), other: Ended(2.0, 1)}) == pytest.approx(8.0)
+    assert remaining([other], {full: Ended(8.0, 4)}) == pytest.approx(8.0)
+    assert [duration(s) for s in (5, 65, 3660)] == ["5 s", "1 min 5 s", "1 h 1 min"]
 
 
 def test_a_real_sweep_trains_and_its_record_is_what_the_report_reads(tmp_path):
@@ -204,3 +215,42 @@ def test_a_real_sweep_trains_and_its_record_is_what_the_report_reads(tmp_path):
     assert {cell["digest"] for cell in found.experiment["cells"]} == {
         cell.config["digest"] for cell in found.cells
     }
+
+
+@pytest.mark.quick
+def test_weight_decays_multiply_the_grid_and_stand_in_name_and_record():
+    grid = Grid(learning_rate=(1e-3, 1e-2), weight_decay=(0.0, 0.1), seeds=2)
+    variants = ("full", Variant("linear", weight_decay=0.5))
+    cells = plan(make(tune=grid, variants=variants))
+    assert len(cells) == 2 * (4 + 2)  # one with a weight decay of its own leaves that grid
+    assert len({c.directory for c in cells}) == len({digest(c.run) for c in cells}) == 12
+    assert cells[1].name == "full, rate 0.001, decay 0.1, seed 0"
+    assert cells[1].directory == "cells/full_rate0.001_decay0.1_seed0"
+    assert {c.directory for c in cells if c.label == "linear" and c.run.seed == 0} == {
+        "cells/linear_rate0.001_seed0",
+        "cells/linear_rate0.01_seed0",
+    }
+    with pytest.raises(BadInput, match="no meaning for sgd"):
+        plan(make(tune=grid, train=Train(steps=4, batch=4, optimizer="sgd")))
+
+
+def test_the_report_takes_the_best_pair_of_rate_and_weight_decay(tmp_path, trainer):
+    """Validation decides; scores of different weight decays are never averaged as if they were seeds."""
+    scores = {(1e-3, 0.0): 0.5, (1e-3, 0.1): 0.7, (1e-2, 0.0): 0.6, (1e-2, 0.1): 0.4}
+    grid = Grid(learning_rate=(1e-3, 1e-2), weight_decay=(0.0, 0.1), seeds=2)
+    out = tmp_path / "out"
+    experiment = make(tune=grid, variants=("full",))
+    run(experiment, out, tmp_path)
+    for cell in plan(experiment):
+        path = out / cell.directory / "result.json"
+        result = json.loads(path.read_text())
+        value = scores[cell.run.train.learning_rate, cell.run.train.weight_decay] + 0.01 * cell.run.seed
+        result["metrics"] = {split: {"accuracy": value} for split in ("validation", "test")}
+        write_json(path, result)
+    (summary,) = summarize(read(out))
+    assert summary.best.learning_rate == 1e-3
+    assert {cell.weight_decay for cell in summary.best.cells} == {0.1}
+    assert summary.counts == {"finished": 8}
+    assert summary.scores["test"] == pytest.approx({0: 0.7, 1: 0.71})
+    assert [rate.validation for rate in summary.rates] == pytest.approx([0.705, 0.405])
+    assert summary.notes == ("weight decay 0.1, the best of 0, 0.1",)

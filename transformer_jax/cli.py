@@ -81,8 +81,9 @@ def parser() -> Parser:
     listed.add_argument("--markdown", action="store_true", help="print the page of all mechanisms")
     fields = (
         "Any field of the experiment can be set by its name: --model.width 128, --train.steps 2000, "
-        "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, --sliding_window.window 16, "
-        "--variants full,linear,gated_delta_net+full; on several devices --train.mesh.fsdp 4."
+        "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, "
+        "--match parameters, --sliding_window.window 16, --variants full,linear,gated_delta_net+full; "
+        "on several devices --train.mesh.fsdp 4."
     )
     run = verb("run", "Run an experiment, or continue it, and report it.", run_experiment, fields)
     launch = verb(
@@ -207,9 +208,10 @@ def run_experiment(options: argparse.Namespace) -> int:
 
 
 def _run_together(options: argparse.Namespace) -> int:
-    from transformer_jax import experiment, sweep
+    from transformer_jax import experiment
     from transformer_jax.parallel.group import first
     from transformer_jax.report.write import report
+    from transformer_jax.sweep.sweep import sweep
 
     path = experiment.find(options.experiment)
     written, doc = experiment.load(path)
@@ -226,7 +228,7 @@ def _run_together(options: argparse.Namespace) -> int:
         "doc": doc,
         "command": shlex.join(["transformer-jax", *_run_words(options, out, changes)]),
     }
-    results = sweep.sweep(
+    results = sweep(
         chosen,
         out,
         data=options.data,

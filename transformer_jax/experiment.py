@@ -23,7 +23,13 @@ from transformer_jax.train.config import Train
 from transformer_jax.user_file import load_module
 
 SCALES = ("smoke", "single", "paper")
-PARTS = ("task", "model", "train", "tune")
+PARTS = ("task", "model", "train", "tune", "match")
+GRIDS = {
+    "train.learning_rate": "tune.learning_rate",
+    "train.weight_decay": "tune.weight_decay",
+    "model.width": "tune.width",
+}
+"""What may be one value or a grid, and the name of the grid. A variant with a value of its own leaves it."""
 FOLDER = "experiments"
 
 
@@ -33,17 +39,49 @@ class Grid:
 
     Attributes:
       learning_rate: the rates tried; empty for the one of `train`.
-      seeds: runs per rate, with the seeds 0, 1, ...
+      weight_decay: the weight decays tried with each of them; empty for the one of `train`. The report takes
+        the best pair of the two.
+      width: the widths of the model at which each variant is trained, a line of the table each; empty for
+        the one of `model`.
+      seeds: runs of each of these, with the seeds 0, 1, ...
     """
 
     learning_rate: tuple[float, ...] = ()
+    weight_decay: tuple[float, ...] = ()
+    width: tuple[int, ...] = ()
     seeds: int = 3
 
     def __post_init__(self):
+        overrides.check_fields(self, "tune")
         if self.seeds < 1:
             raise BadInput(f"tune.seeds={self.seeds} must be at least 1.")
-        if len(set(self.learning_rate)) < len(self.learning_rate) or any(r <= 0 for r in self.learning_rate):
-            raise BadInput(f"tune.learning_rate={self.learning_rate} must be different numbers above 0.")
+        for name, fits, says in (
+            ("learning_rate", lambda rate: rate > 0, "above 0"),
+            ("weight_decay", lambda decay: decay >= 0, "of at least 0"),
+            ("width", lambda width: width >= 1, "of at least 1"),
+        ):
+            values = getattr(self, name)
+            if len(set(values)) < len(values) or not all(map(fits, values)):
+                raise BadInput(f"tune.{name}={values} must be different numbers {says}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """In what the variants are made equal, by their widths (`transformer_jax.sweep.widths`).
+
+    Attributes:
+      what: parameters; state (the bytes of a decoding state at the task's full length); flops (the matrix
+        products of training on one token, at the task's length); or none of them.
+      within: how far from the first variant's, as a fraction of it, another may stay.
+    """
+
+    what: Literal["parameters", "state", "flops"] | None = None
+    within: float = 0.1
+
+    def __post_init__(self):
+        overrides.check_fields(self, "match")
+        if not self.within > 0:
+            raise BadInput(f"match.within={self.within} must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +117,7 @@ class Override:
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     tune: Mapping[str, Any] = field(default_factory=dict)
+    match: Mapping[str, Any] = field(default_factory=dict)
     variants: tuple[str | Variant, ...] | None = None
 
 
@@ -132,6 +171,15 @@ class Variant:
         model = overrides.changed(model, "model", chosen["model"])
         return dataclasses.replace(model, mixers=mixers), overrides.changed(train, "train", chosen["train"])
 
+    def own(self, setting: str) -> bool:
+        """Whether it has a value of its own for a field of the model or the training ("model.width")."""
+        return bool({setting, setting.rpartition(".")[2]} & dict(self.settings).keys())
+
+    def at_width(self, width: int, label: str | None = None) -> Variant:
+        """This variant in a model of another width."""
+        plain = self.without("model.width")
+        return Variant(self.mechanisms, label or self.label, **{**dict(plain.settings), "model.width": width})
+
     def without(self, setting: str) -> Variant:
         """This variant without its own value of `setting`, because the command line gives one."""
         part, _, name = setting.rpartition(".")
@@ -148,7 +196,8 @@ class Experiment:
     Attributes:
       title: a line. claim: what is tested, in a sentence.
       variants: names of mechanisms, or `Variant`s. The first is what the others are tested against.
-      tune: learning rates and seeds, the same for all.
+      tune: learning rates, weight decays, widths and seeds, the same for all.
+      match: what the widths of the other variants are solved for, so that it equals the first one's.
       published: numbers to stand beside ours.
       scales: "smoke" (a laptop, minutes), "single" (one accelerator, within the hour), "paper" (the
         published recipe as given); one that is missing changes nothing.
@@ -160,6 +209,7 @@ class Experiment:
     train: Train
     model: Transformer = field(default_factory=Transformer)
     tune: Grid = field(default_factory=Grid)
+    match: Match = field(default_factory=Match)
     claim: str = ""
     published: Table | None = None
     scales: Mapping[str, Override] = field(default_factory=dict)
@@ -202,13 +252,16 @@ class Experiment:
             f"{p}.{name}": kind for p in PARTS for name, kind in overrides.settable(getattr(self, p)).items()
         }
         known.pop("model.mixers")
+        if "match" in changes:  # --match flops
+            changes["match.what"] = changes.pop("match")
         parts: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, text in changes.items():
             if name not in known and name not in options:
                 _admit_option(name, names)
                 raise overrides.unknown_name(name, [*known, *options, "variants", "scale", "out", "data"])
-            if name == "train.learning_rate" and (self.tune.learning_rate or "tune.learning_rate" in changes):
-                raise BadInput("The learning rates of this experiment are a grid: set tune.learning_rate.")
+            grid = GRIDS.get(name, "")
+            if grid and (getattr(self.tune, grid.removeprefix("tune.")) or grid in changes):
+                raise BadInput(f"{name} is a grid in this experiment: set {grid}.")
             value = overrides.parse(name, {**options, **known}[name], text)
             variants = tuple(variant.without(name) for variant in variants)
             part, _, field_name = name.partition(".")

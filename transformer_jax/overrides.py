@@ -78,8 +78,8 @@ def written(value: Any) -> str:
 def unknown_name(name: str, known: Iterable[str]) -> BadInput:
     """The error for an override that is not there, with the nearest by its whole name or its last part."""
     known = list(known)
-    tails = {full.rpartition(".")[2]: full for full in known}
-    close = difflib.get_close_matches(name, [*tails.values()], n=1, cutoff=0.7)
+    tails = {full.rpartition(".")[2]: full for full in reversed(known)}  # of two with the same, the first
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     close += [tails[tail] for tail in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
     part = name.partition(".")[0]
     siblings = [full for full in known if full.startswith(f"{part}.")]

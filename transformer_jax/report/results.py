@@ -37,6 +37,8 @@ class Cell:
     result: dict[str, Any]
     config: dict[str, Any]
     kept: dict[str, Any] | None = None
+    weight_decay: float | None = None
+    """None in records from before it could be tuned."""
 
     @cached_property
     def curve(self) -> list[dict[str, Any]]:
@@ -188,6 +190,7 @@ def _cell(root: Path, entry: dict[str, Any], kept: Mapping[str, dict[str, Any]] 
     return Cell(
         label=entry["label"],
         learning_rate=entry["learning_rate"],
+        weight_decay=entry.get("weight_decay"),
         seed=entry["seed"],
         root=root,
         path=entry["directory"],

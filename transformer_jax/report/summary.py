@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,7 +55,10 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """A variant at its best learning rate, chosen on validation."""
+    """A variant at its best learning rate, chosen on validation.
+
+    Where several weight decays were tried, everything but `counts` is of the one of the best pair.
+    """
 
     label: str
     rates: tuple[Rate, ...]
@@ -143,7 +147,8 @@ def _budgets(summaries: list[Summary]) -> str:
 
 
 def _variant(results: Results, label: str) -> Summary:
-    cells = results.of(label)
+    every = results.of(label)
+    cells, decay = _at_best_decay(results, every)
     means = {rate: _validation(results, cells, rate) for rate in sorted({c.learning_rate for c in cells})}
     known = {rate: mean for rate, mean in means.items() if mean is not None}
     sign = 1 if results.higher_is_better else -1
@@ -176,15 +181,35 @@ def _variant(results: Results, label: str) -> Summary:
         rates=rates,
         best=best,
         scores=scores,
-        counts={status: n for status in STATUSES if (n := sum(c.status == status for c in cells))},
+        counts={status: n for status in STATUSES if (n := sum(c.status == status for c in every))},
         cost=Cost(
             **{name: next((run.get(name) for run in ran), None) for name in COUNTED},
             steps_per_s=float(np.median(speeds)) if speeds else None,
         ),
         steps=max((run["step"] for run in ran if "step" in run), default=None),
-        notes=tuple(sorted(notes)),
+        notes=(*sorted(notes), *decay),
         verdicts=_verdicts(results, label, rates, best, scores),
     )
+
+
+def _at_best_decay(results: Results, cells: list[Cell]) -> tuple[list[Cell], tuple[str, ...]]:
+    """The cells with the weight decay of the best pair of it and a learning rate, and which it was."""
+    decays = sorted({cell.weight_decay for cell in cells if cell.weight_decay is not None})
+    if len(decays) < 2:
+        return cells, ()
+    sign = 1 if results.higher_is_better else -1
+
+    def standing(decay: float) -> tuple[int, float]:
+        mine = [cell for cell in cells if cell.weight_decay == decay]
+        return max(
+            (sum(c.done for c in mine if c.learning_rate == rate), -math.inf if mean is None else sign * mean)
+            for rate in {cell.learning_rate for cell in mine}
+            for mean in [_validation(results, mine, rate)]
+        )
+
+    best = max(decays, key=standing)
+    said = f"weight decay {best:g}, the best of {', '.join(f'{decay:g}' for decay in decays)}"
+    return [cell for cell in cells if cell.weight_decay == best], (said,)
 
 
 def _validation(results: Results, cells: list[Cell], rate: float) -> float | None:

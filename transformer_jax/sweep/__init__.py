@@ -1,0 +1,1 @@
+"""Variants × learning rates × weight decays × widths × seeds: every cell a run."""
