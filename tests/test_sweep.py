@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from tests import sweep_worker
 from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.data.tasks.imdb import Imdb
 from transformer_jax.errors import BadInput
@@ -18,7 +23,10 @@ from transformer_jax.sweep.record import departures
 from transformer_jax.sweep.sweep import sweep
 from transformer_jax.train import loop
 from transformer_jax.train.config import Train
+from transformer_jax.train.metrics import read_metrics
 from transformer_jax.train.run import digest, write_json
+
+ROOT = Path(__file__).parents[1]
 
 
 def make(**changes):
@@ -254,3 +262,36 @@ def test_the_report_takes_the_best_pair_of_rate_and_weight_decay(tmp_path, train
     assert summary.scores["test"] == pytest.approx({0: 0.7, 1: 0.71})
     assert [rate.validation for rate in summary.rates] == pytest.approx([0.705, 0.405])
     assert summary.notes == ("weight decay 0.1, the best of 0, 0.1",)
+
+
+@pytest.mark.slow  # two processes and six runs: half a minute
+def test_a_sweep_killed_inside_a_cell_ends_as_if_it_never_was(tmp_path):
+    """SIGTERM in the second cell: the first is kept as it is, the second goes on from where it stood."""
+    data, whole, out = tmp_path / "data", tmp_path / "whole", tmp_path / "out"
+    sweep_worker.go(whole, data)
+    first, second, *_ = json.loads((whole / "experiment.json").read_text())["cells"]
+    command = [sys.executable, "-m", "tests.sweep_worker", str(out), str(data)]
+    worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    log = out / second["directory"] / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < until and worker.poll() is None:
+        time.sleep(0.002)
+    worker.terminate()
+    assert worker.wait(60) == 143
+    kept = (out / first["directory"] / "result.json").read_bytes()
+    assert not (out / second["directory"] / "result.json").exists()
+    said = []
+    results = sweep_worker.go(out, data, said.append)
+    assert [result["status"] for result in results] == ["finished"] * 4
+    assert (out / first["directory"] / "result.json").read_bytes() == kept
+    assert "runs 4, 1 of them finished" in said[0] and "kept" in said[1]
+    clock = {"seconds", "steps_per_s", "tokens_per_s"}
+    for cell in (first, second):
+        lines = [
+            [
+                {k: v for k, v in line.items() if k not in clock}
+                for line in read_metrics(where / cell["directory"])
+            ]
+            for where in (whole, out)
+        ]
+        assert lines[0] == lines[1]
