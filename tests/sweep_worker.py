@@ -8,7 +8,7 @@ from pathlib import Path
 from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.experiment import Experiment, Grid
 from transformer_jax.model.config import Transformer
-from transformer_jax.sweep.sweep import sweep
+from transformer_jax.sweep import sweep
 from transformer_jax.train.config import Train
 
 

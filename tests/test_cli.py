@@ -225,7 +225,8 @@ def test_settings_show_what_is_set(said):
     assert "--sliding_window.window 16  (a whole number)" in lines
     # What is shown can be given: the same settings, said again, are the same.
     given = dict(line.partition("  (")[0].split(" ") for line in lines if line.startswith("--"))
-    assert given.pop("--tune.learning_rate") == "''"  # none: the one of train
+    for name in ("learning_rate", "weight_decay", "width"):
+        assert given.pop(f"--tune.{name}") == "''"  # none: the one of train or model
     again = said("run", "quickstart", "--settings", *(word for pair in given.items() for word in pair))
     assert again[0] == 0, again
     assert [line for line in again[1].splitlines() if line.startswith("--")] == [

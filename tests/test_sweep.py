@@ -17,10 +17,10 @@ from transformer_jax.experiment import Experiment, Grid, Table, Variant
 from transformer_jax.model.config import Transformer
 from transformer_jax.report.results import read
 from transformer_jax.report.summary import summarize
+from transformer_jax.sweep import sweep
 from transformer_jax.sweep.cells import plan
 from transformer_jax.sweep.progress import Ended, duration, remaining
 from transformer_jax.sweep.record import departures
-from transformer_jax.sweep.sweep import sweep
 from transformer_jax.train import loop
 from transformer_jax.train.config import Train
 from transformer_jax.train.metrics import read_metrics

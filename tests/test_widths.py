@@ -52,7 +52,7 @@ def test_the_search_finds_the_nearest_of_all_multiples(target, power):
 
 def test_parameters_are_made_equal_and_the_record_says_how_nearly():
     """Against models that are really built."""
-    variants = ("full", "linear", "mamba")
+    variants = ("full", "linear", "gated_delta_net")
     experiment, found = settled(make(variants=variants, match=Match(what="parameters")))
     json.dumps(found, allow_nan=False)
     counts = {}

@@ -211,7 +211,7 @@ def _run_together(options: argparse.Namespace) -> int:
     from transformer_jax import experiment
     from transformer_jax.parallel.group import first
     from transformer_jax.report.write import report
-    from transformer_jax.sweep.sweep import sweep
+    from transformer_jax.sweep import sweep
 
     path = experiment.find(options.experiment)
     written, doc = experiment.load(path)

@@ -260,7 +260,7 @@ class Experiment:
                 _admit_option(name, names)
                 raise overrides.unknown_name(name, [*known, *options, "variants", "scale", "out", "data"])
             grid = GRIDS.get(name, "")
-            if grid and (getattr(self.tune, grid.removeprefix("tune.")) or grid in changes):
+            if grid and (getattr(self.tune, grid.removeprefix("tune.")) or changes.get(grid)):
                 raise BadInput(f"{name} is a grid in this experiment: set {grid}.")
             value = overrides.parse(name, {**options, **known}[name], text)
             variants = tuple(variant.without(name) for variant in variants)
