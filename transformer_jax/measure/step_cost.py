@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from jax.stages import Wrapped
+
 from transformer_jax.errors import BadInput
 from transformer_jax.measure.flops import trip_flops
 
 
-def step_cost(steps: Any, *args: Any) -> dict[str, int | None]:
+def step_cost(steps: Wrapped, *args: Any) -> dict[str, int | None]:
     """The cost of one training step, as a run records it.
 
     With arguments of a call that was made nothing is compiled again: JAX finds the program that it has.

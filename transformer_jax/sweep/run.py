@@ -4,8 +4,8 @@ Cells that differ only in rate, weight decay and seed run the same compiled prog
 (`transformer_jax.train.step.FREE`), so a grid is compiled once per variant and width.
 
 They run in turn, not vmapped into one program: on 2 CPU cores that gains nothing at the size of the smallest
-recall task. Time of one step of four cells, vmapped over in turn (medians of 7 interleaved rounds of 10 steps,
-2 layers without MLP, a machine with other work on it, 2026-11-25):
+recall task. Time of a step of four cells, vmapped over in turn (medians of 7 interleaved rounds of 10 steps,
+two layers without MLP, other work on the machine, 2026-11-25):
 
     length, width, batch   full   linear   gated_delta_net
     64, 64, 64             1.08   1.42     1.25
