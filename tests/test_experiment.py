@@ -134,7 +134,7 @@ def test_the_command_line_goes_before_scale_and_variant(experiment):
         ("match.within", "0", "above 0"),
         ("task.length", "33", "even"),
         ("variants", "full,fulll", "did you mean 'full'"),
-        ("full.window", "3", "full has no options"),
+        ("linear.window", "3", "linear has no options"),
     ],
 )
 def test_bad_overrides_are_refused(experiment, name, text, says):

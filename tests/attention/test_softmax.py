@@ -254,6 +254,25 @@ def test_sparse_patterns_take_linear_memory(name):
     assert compiled_temporaries(step(8192), x(8192)) < 4.3 * compiled_temporaries(step(2048), x(2048))
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_naive_execution_is_the_same_attention_with_all_scores_in_memory(causal):
+    """Values and gradients, padded and packed, with shared keys; and a score for each query, key and head."""
+    geometry = Geometry(width=8, heads=4, kv_heads=2, length=160, causal=causal, dtype="float64")
+    segments = jnp.asarray(np.arange(160)[None] // np.array([[60], [160]]))
+    layout = Layout(jnp.arange(160)[None] - 60 * segments, segments, jnp.array([141, 40]))
+    x = draw(0, 2, 160, 8)
+    blocks, naive = (
+        catalogue.build("full", geometry, rngs=nnx.Rngs(0), execution=execution)
+        for execution in ("blocks", "naive")
+    )
+    valid = layout.valid[..., None]
+    same(*(lambda x, mixer=mixer: mixer(x, layout)[0] * valid for mixer in (blocks, naive)), x)
+    largest = [largest_array(lambda x, mixer=mixer: mixer(x, layout)[0], x) for mixer in (blocks, naive)]
+    assert largest[0] < largest[1] == 2 * 4 * 160**2
+    with pytest.raises(BadInput, match="did you mean 'naive'"):
+        catalogue.build("full", geometry, rngs=nnx.Rngs(0), execution="naiv")
+
+
 @pytest.mark.parametrize("name", ["full", "sliding_window", "bigbird"])
 def test_rows_of_different_lengths_continue(name):
     """Chunks of which each row has its own number of valid tokens, none at times, equal the whole."""

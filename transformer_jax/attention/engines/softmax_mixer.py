@@ -12,10 +12,9 @@ import numpy as np
 
 from transformer_jax.attention.contract import Capability, Layout, State
 from transformer_jax.attention.core import repeat_heads
-from transformer_jax.attention.engines import softmax_cache
+from transformer_jax.attention.engines import softmax_cache, softmax_sharded
 from transformer_jax.attention.engines.softmax import Streams, merge
 from transformer_jax.attention.engines.softmax_plan import Plan
-from transformer_jax.attention.engines.softmax_sharded import attend
 from transformer_jax.attention.heads import HeadMixer
 
 
@@ -107,7 +106,21 @@ class SoftmaxMixer(HeadMixer):
         k, v = key.pop("k"), key.pop("v")
         plan = plan or self.plan(q.shape[1], k.shape[1])
         score = partial(self.score, sees=sees) if sees else self.score
-        return attend(q, k, v, plan, score, query=query, key=key)
+        return self.attend(q, k, v, plan, score, query=query, key=key)
+
+    def attend(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        plan: Plan,
+        score: Callable,
+        *,
+        query: Streams,
+        key: Streams,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The execution of `among`: the blocks of `plan`, on one device or on many."""
+        return softmax_sharded.attend(q, k, v, plan, score, query=query, key=key)
 
     def continued(
         self, streams: Streams, layout: Layout, state: State
