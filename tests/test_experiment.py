@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import pytest
+from flax import nnx
 
 from transformer_jax import experiment as ex
 from transformer_jax.attention import catalogue
@@ -10,11 +12,13 @@ from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Experiment, Grid, Override, Variant
 from transformer_jax.model.config import Mechanism, Transformer
+from transformer_jax.model.transformer import Model
 from transformer_jax.train.config import Train
 
 pytestmark = pytest.mark.quick
 
 EXPERIMENTS = sorted(ex.available())
+MEASUREMENTS = ["lra_efficiency", "performer_approximation"]
 
 
 @pytest.fixture
@@ -182,12 +186,31 @@ def test_every_experiment_resolves_at_every_scale(name, scale):
     for word in ("smoke", "single", "paper", "Expect"):
         assert word in doc
     scaled = experiment.at(scale)
+    assert isinstance(scaled, ex.Measurement) == (name in MEASUREMENTS)
+    if name in MEASUREMENTS:
+        assert scaled.measure.parts()
+        return
     for variant in scaled.variants:
         variant.resolve(scaled.model, scaled.train)
     if scaled.published:
         assert set(scaled.published.notes) <= set(scaled.published.rows)
         assert set(scaled.published.rows) & {variant.label for variant in scaled.variants}
-        assert all(0 <= value <= 1 for row in scaled.published.rows.values() for value in row.values())
+        values = [value for row in scaled.published.rows.values() for value in row.values()]
+        assert all(value > 1 if scaled.task.metric == "perplexity" else 0 <= value <= 1 for value in values)
+
+
+def test_the_language_models_of_the_papers_have_340_million_parameters():
+    """Counted without making any."""
+    paper = ex.load(ex.available()["language_model"])[0].at("paper")
+    for variant in paper.variants:
+        config, train = variant.resolve(paper.model, paper.train)
+        sizes = {"vocabulary": paper.task.vocabulary, "outputs": paper.task.outputs, "length": 2048}
+        build = lambda config=config, sizes=sizes: nnx.state(
+            Model(config, target="token", causal=True, rngs=nnx.Rngs(0), **sizes), nnx.Param
+        )
+        count = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(build)))
+        assert count == pytest.approx(340e6, rel=0.03), variant.label
+    assert train.steps * train.batch * paper.task.length == pytest.approx(15e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("python_text", "causal"), ("lra_text", "bidirectional")])

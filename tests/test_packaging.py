@@ -38,6 +38,7 @@ LAYERS = {
     "generation": {"attention", "data", "model", "checkpoint", "train"},
     "experiment": {"attention", "data", "model", "train", "overrides", "user_file"},
     "sweep": {"data", "measure", "model", "train", "experiment", "overrides", "parallel", "store"},
+    "measurement": {"experiment", "store", "train"},
     "report": {"overrides", "store"},  # reads files
     "launch": {"parallel"},
     "listing": {"attention", "data", "experiment", "overrides"},
@@ -53,6 +54,7 @@ LAYERS = {
         "generation",
         "experiment",
         "sweep",
+        "measurement",
         "report",
         "overrides",
     },

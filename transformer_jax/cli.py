@@ -208,7 +208,7 @@ def run_experiment(options: argparse.Namespace) -> int:
 
 
 def _run_together(options: argparse.Namespace) -> int:
-    from transformer_jax import experiment
+    from transformer_jax import experiment, measurement
     from transformer_jax.parallel.group import first
     from transformer_jax.report.write import report
     from transformer_jax.sweep import sweep
@@ -220,7 +220,6 @@ def _run_together(options: argparse.Namespace) -> int:
     if options.settings:
         print("\n".join(chosen.listed()))
         return 0
-    reference = next(iter(written.published.comparable_at), None) if written.published else None
     out = options.out or Path("runs") / folder(path.stem, options.scale, changes)
     about = {
         "name": path.stem,
@@ -228,6 +227,11 @@ def _run_together(options: argparse.Namespace) -> int:
         "doc": doc,
         "command": shlex.join(["transformer-jax", *_run_words(options, out, changes)]),
     }
+    if isinstance(chosen, experiment.Measurement):
+        measurement.measure(chosen, out, about=about)
+        report([out])
+        return 0
+    reference = next(iter(written.published.comparable_at), None) if written.published else None
     results = sweep(
         chosen,
         out,

@@ -2,7 +2,7 @@
 
 An experiment is one Python file that assigns `experiment = Experiment(...)`. A configuration is
 made in four steps, each over the one before: the experiment's own fields, its scale, what a variant
-says of itself, and what the command line says.
+says of itself, and what the command line says. Where nothing is trained, it is a `Measurement(...)`.
 """
 
 from __future__ import annotations
@@ -316,6 +316,46 @@ class Experiment:
         return tuple(found)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What is measured and not trained: speed, memory, an error of approximation.
+
+    Attributes:
+      title: a line. claim: what is tested, in a sentence.
+      measure: a dataclass of settings whose `parts()` are what can be measured apart: name -> a function of
+        what it reports its progress to, which gives rows of JSON values, each with a "kind".
+      published: quantity -> numbers to stand beside ours, as the report names them.
+      scales: as of an `Experiment`; of each, the settings that it changes.
+    """
+
+    title: str
+    measure: Any
+    claim: str = ""
+    published: Mapping[str, Table] = field(default_factory=dict)
+    scales: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for scale in self.scales:
+            if scale not in SCALES:
+                raise unknown("scale", scale, SCALES)
+
+    def at(self, scale: str, changes: Mapping[str, str] | None = None) -> Measurement:
+        """As `Experiment.at`; the command line names a setting measure.NAME."""
+        if scale not in SCALES:
+            raise unknown("scale", scale, SCALES)
+        known = {f"measure.{name}": kind for name, kind in overrides.settable(self.measure).items()}
+        given = dict(self.scales.get(scale, {}))
+        for name, text in (changes or {}).items():
+            if name not in known:
+                raise unknown("override", name, known)
+            given[name.partition(".")[2]] = overrides.parse(name, known[name], text)
+        return dataclasses.replace(self, measure=overrides.changed(self.measure, "measure", given))
+
+    def listed(self) -> list[str]:
+        """Every setting, as `Experiment.listed`."""
+        return overrides.listed(self.measure, "measure")
+
+
 def slug(text: str) -> str:
     """A readable file name for a label."""
     return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text).strip("-")
@@ -345,13 +385,13 @@ def available() -> dict[str, Path]:
     }
 
 
-def load(path: Path) -> tuple[Experiment, str]:
+def load(path: Path) -> tuple[Experiment | Measurement, str]:
     """The experiment of a file, and the file's docstring. Raises BadInput where it cannot be run or has no
     experiment.
     """
     module = load_module(f"experiment_{path.stem}", path)
     experiment = getattr(module, "experiment", None)
-    if not isinstance(experiment, Experiment):
+    if not isinstance(experiment, Experiment | Measurement):
         raise BadInput(f"{path} assigns no experiment: it needs a line `experiment = Experiment(...)`.")
     return experiment, (module.__doc__ or "").strip()
 

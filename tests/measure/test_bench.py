@@ -159,7 +159,7 @@ def test_medians_follow_the_work():
         ({"rounds": 0}, "rounds"),
         ({"dtype": "float16"}, "bench.dtype"),
         ({"heads": 3, "kv_heads": 2}, "kv_heads"),
-        ({"what": "model", "direction": "bidirectional"}, "causal"),
+        ({"what": "decode", "direction": "bidirectional"}, "causal"),
     ],
 )
 def test_bad_input_is_one_sentence(wrong, sentence):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args, get_type_hints
 
 import jax
@@ -40,7 +41,7 @@ class Bench:
       what: attention cores (without projections); decoding steps of mixers (with them) after so many tokens
         as `lengths` has; or whole training steps of a byte model.
       batch: B. heads: N. kv_heads: K (default N). head_size: H.
-      direction: causal or bidirectional; the byte model is causal.
+      direction: causal or bidirectional; a byte model predicts the next byte, or else classifies the text.
       dtype: of the streams, or of the model's activations.
       layers: of the byte model, whose width is heads · head_size.
       rounds: samples per measurement; the median counts.
@@ -68,11 +69,8 @@ class Bench:
                 raise BadInput(f"bench.{name}={getattr(self, name)} must be at least 1.")
         if not self.lengths or min(self.lengths) < 1:
             raise BadInput("bench.lengths needs at least one length of at least 1 token.")
-        if self.what != "attention" and self.direction != "causal":
-            raise BadInput(
-                f"What comes next is decoded and predicted: bench.direction must be causal with "
-                f"what={self.what}."
-            )
+        if self.what == "decode" and self.direction != "causal":
+            raise BadInput("What comes next is decoded: bench.direction must be causal with what=decode.")
         self.geometry(self.lengths[0])  # refuses sizes that do not fit
         named = [
             (v,) if isinstance(v, Mechanism) else map(Mechanism, catalogue.named(v)) for v in self.variants
@@ -87,7 +85,7 @@ class Bench:
         """Raises BadInput where a mechanism is undefined for what is to be measured."""
         capability = catalogue.find(mechanism.name).capability
         remedy = ""
-        if self.what == "attention":
+        if self.what != "decode":
             other: Mode = "causal" if self.direction == "bidirectional" else "bidirectional"
             remedy = f" Measure it with --direction {other}." if capability.defined(other) else ""
         needed: list[Mode] = [self.direction]
@@ -98,6 +96,10 @@ class Bench:
                 capability.require(mode, mechanism.name)
             except BadInput as refusal:
                 raise BadInput(f"{refusal}{remedy}") from None
+
+    def parts(self) -> dict[str, Callable[[Callable[[str], None]], list[Row]]]:
+        """What can be measured apart, as a `Measurement` has it: the lengths."""
+        return {f"T = {length}": partial(at_length, self, length) for length in self.lengths}
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
@@ -130,17 +132,20 @@ def bench(config: Bench, *, progress: Callable[[str], None] = lambda line: None)
     Raises:
       BadInput: a variant is unknown, or undefined for this direction or these sizes.
     """
-    rows: list[Row] = []
-    for length in config.lengths:
-        progress(f"T = {length}: compiling")
-        at_length = [_row(config, length, program) for program in contenders(config, length)]
-        runs = {(i, key): run for i, row in enumerate(at_length) for key, run in row.pop("run").items()}
-        progress(f"T = {length}: {len(runs)} measurements, {config.rounds} rounds")
-        for (i, key), seconds in interleaved(runs, config.rounds).items():
-            at_length[i][f"{key}_ms"] = 1e3 * seconds
-        _compare(at_length, last_pass(config))
-        rows += at_length
+    rows = [row for length in config.lengths for row in at_length(config, length, progress)]
     return rows + _slopes(rows, last_pass(config))
+
+
+def at_length(config: Bench, length: int, progress: Callable[[str], None]) -> list[Row]:
+    """The measurements of all programs at one length."""
+    progress(f"T = {length}: compiling")
+    rows = [_row(config, length, program) for program in contenders(config, length)]
+    runs = {(i, key): run for i, row in enumerate(rows) for key, run in row.pop("run").items()}
+    progress(f"T = {length}: {len(runs)} measurements, {config.rounds} rounds")
+    for (i, key), seconds in interleaved(runs, config.rounds).items():
+        rows[i][f"{key}_ms"] = 1e3 * seconds
+    _compare(rows, last_pass(config))
+    return rows
 
 
 def last_pass(config: Bench) -> str:
@@ -165,10 +170,11 @@ def contenders(config: Bench, length: int) -> Iterable[Program]:
         return
     models = [_byte_model(config, mechanism) for mechanism in config.mechanisms]
     tokens = jax.random.randint(jax.random.key(0), (config.batch, length + 1), 0, BYTES)
-    if device and config.dtype == "float32" and config.kv_heads in (None, config.heads):
+    causal = config.direction == "causal"
+    if device and causal and config.dtype == "float32" and config.kv_heads in (None, config.heads):
         yield programs.torch_training_step(models[0], vocabulary=BYTES, tokens=tokens, device=device)
     for model in models:
-        yield programs.training_step(model, vocabulary=BYTES, tokens=tokens)
+        yield programs.training_step(model, vocabulary=BYTES, tokens=tokens, causal=causal)
 
 
 def _byte_model(config: Bench, mechanism: Mechanism) -> Transformer:
@@ -247,7 +253,7 @@ def render(rows: list[Row]) -> Group:
     names = {
         "attention": f"{first['direction']} attention",
         "decode": "decoding a token",
-        "model": f"{first['layers']}-layer byte model",
+        "model": f"{first['layers']}-layer {first['direction']} byte model",
     }
     what = names[first["what"]]
     table = Table(title=f"{what}, {sizes}, on {first['device']}, JAX {first['jax']}")

@@ -94,15 +94,6 @@ def there_and_back(fn: Callable, inputs: Any) -> dict[str, tuple[Callable, tuple
     return {"forward": (fn, (inputs,)), "forward_backward": (both, (inputs, cotangent))}
 
 
-def label(*mechanisms: Mechanism) -> str:
-    """Names, with the options that were chosen: `sliding_window(window=64)`."""
-    said = [
-        f"{m.name}({', '.join(f'{k}={v}' for k, v in m.options)})" if m.options else m.name
-        for m in mechanisms
-    ]
-    return "+".join(said)
-
-
 def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Program:
     """A variant's core on the streams that its own projections make of random input.
 
@@ -135,7 +126,7 @@ def variant_core(mechanism: Mechanism, geometry: Geometry, batch: int) -> Progra
         filled = [leaf if mine is None else mine for leaf, mine in zip(leaves, own, strict=True)]
         return core(jax.tree.unflatten(tree, filled), streams)
 
-    return jax_program(label(mechanism), part, there_and_back(fn, (used, streams)))
+    return jax_program(str(mechanism), part, there_and_back(fn, (used, streams)))
 
 
 def decode_step(mechanism: Mechanism, geometry: Geometry, batch: int, position: int) -> Program:
@@ -173,7 +164,7 @@ def decode_step(mechanism: Mechanism, geometry: Geometry, batch: int, position: 
         return y.block_until_ready()
 
     temporaries = {"step": compiled_temporaries(step)}
-    return Program(name=label(mechanism), part="mixer", run={"step": run}, temporaries=temporaries)
+    return Program(name=str(mechanism), part="mixer", run={"step": run}, temporaries=temporaries)
 
 
 def random_heads(geometry: Geometry, batch: int) -> tuple[jax.Array, ...]:
@@ -228,14 +219,15 @@ def torch_core(geometry: Geometry, batch: int, device: str) -> Program:
     )
 
 
-def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) -> Program:
-    """A step of the project's own training, of a causal byte model on tokens (B, T + 1), with AdamW."""
+def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array, causal: bool = True) -> Program:
+    """A step of the project's own training with AdamW: of a byte model that predicts each next one of tokens
+    (B, T + 1), or of one that is not causal and tells two kinds of text apart."""
     model = Model(
         config,
         vocabulary=vocabulary,
-        outputs=vocabulary,
-        target="token",
-        causal=True,
+        outputs=vocabulary if causal else 2,
+        target="token" if causal else "sequence",
+        causal=causal,
         length=tokens.shape[1] - 1,
         rngs=nnx.Rngs(0),
     )
@@ -244,8 +236,9 @@ def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) ->
     mesh = make_mesh(recipe.mesh)
     program = step.program(skeleton, recipe, mesh)
     state = initial(params, rest, program.rule, seed=0, peak=1e-3, weight_decay=recipe.weight_decay)
-    weights = jnp.ones(tokens[:, 1:].shape, jnp.float32)
-    stack = {"inputs": tokens[None, :, :-1], "targets": tokens[None, :, 1:], "weights": weights[None]}
+    targets = tokens[:, 1:] if causal else tokens[:, -1] % 2
+    weights = jnp.ones(targets.shape, jnp.float32)
+    stack = {"inputs": tokens[None, :, :-1], "targets": targets[None], "weights": weights[None]}
     trained, one = jax.device_put(state, devices.shardings(skeleton, mesh, state)), np.int32(1)
     stack = jax.device_put(stack, devices.stacked(mesh))
     steps = compiled(program.steps, trained, stack, one)
@@ -258,7 +251,7 @@ def training_step(config: Transformer, *, vocabulary: int, tokens: jax.Array) ->
     temporaries = {"step": compiled_temporaries(steps)}
     skipped = too_large(temporaries)
     return Program(
-        name=label(*config.mixers),
+        name="+".join(map(str, config.mixers)),
         part="model",
         run={} if skipped else {"step": run},
         temporaries=temporaries,

@@ -24,6 +24,11 @@ class Mechanism:
                 raise unknown(f"option of {self.name}", option, known)
             require(f"{self.name}.{option}", known[option][0], value)
 
+    def __str__(self) -> str:
+        """The name, with the options that were chosen: `sliding_window(window=64)`."""
+        chosen = ", ".join(f"{option}={value}" for option, value in self.options)
+        return f"{self.name}({chosen})" if chosen else self.name
+
 
 def mechanism(name: str, **options: Any) -> Mechanism:
     """`Mechanism` with its options as keywords."""

@@ -45,6 +45,8 @@ _CAPTIONS = {
     "lengths": "Tested at lengths other than the training length. Hollow squares are published values.",
     "tradeoffs": "What a score costs: variants of one mechanism are joined. The staircase goes through those "
     "that no other beats, as cheap and better, or cheaper and as good; they are named.",
+    "errors": "Geometric means over draws; the shading is their 95% t interval.",
+    "cost": "What was timed, against length; both axes are logarithmic.",
     "rates": "How wide the window of working learning rates is: seeds as points, means joined.",
 }
 _MEANING = {
@@ -66,24 +68,29 @@ def page(
         f'<p class="claim">{escape(experiment["claim"])}</p>' if experiment.get("claim") else "",
         f'<p class="facts">{escape(_facts(results))}</p>',
         *(f'<p class="warning">{escape(warning)}</p>' for warning in warnings),
-        f"<h2>Who wins</h2>{_table(first)}",
-        *(_figure(name, drawing) for name, drawing in drawings.items()),
-        *(f"<h2>{escape(sheet.title)}</h2>{_table(sheet)}" for sheet in rest),
+        f"<h2>Who wins</h2>{table(first)}",
+        *(figure(name, drawing) for name, drawing in drawings.items()),
+        *(f"<h2>{escape(sheet.title)}</h2>{table(sheet)}" for sheet in rest),
         "<h2>What was run</h2>",
         f"<pre>{escape(experiment['command'])}</pre>" if experiment.get("command") else "",
-        _details("About this experiment", f"<pre>{escape(experiment['doc'])}</pre>")
+        details("About this experiment", f"<pre>{escape(experiment['doc'])}</pre>")
         if experiment.get("doc")
         else "",
-        _details(f"Every run ({len(results.cells)})", _runs(results)),
-        _details("Configuration of the first run of each variant", _configurations(results)),
-        _details("Versions", f"<pre>{escape(_versions(results))}</pre>"),
+        details(f"Every run ({len(results.cells)})", _runs(results)),
+        details("Configuration of the first run of each variant", _configurations(results)),
+        details("Versions", f"<pre>{escape(_versions(results))}</pre>"),
     ]
+    return document(experiment["title"], parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page with this title in the window's frame and these parts one below the other."""
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(experiment['title'])}</title>",
+            f"<title>{escape(title)}</title>",
             f"<style>{_STYLE}</style></head><body><main>",
             *filter(None, parts),
             "</main></body></html>",
@@ -109,7 +116,7 @@ def _facts(results: Results) -> str:
     )
 
 
-def _table(sheet: Sheet) -> str:
+def table(sheet: Sheet) -> str:
     heads = "".join(f'<th class="{column.kind}">{escape(column.name)}</th>' for column in sheet.columns)
     rows = []
     for row in sheet.rows:
@@ -128,7 +135,7 @@ def _scrolling(heads: str, rows: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _figure(name: str, drawing: str) -> str:
+def figure(name: str, drawing: str) -> str:
     return f"<figure>{drawing}<figcaption>{escape(_CAPTIONS.get(name, name))}</figcaption></figure>"
 
 
@@ -175,5 +182,5 @@ def _versions(results: Results) -> str:
     return "\n\n".join(blocks)
 
 
-def _details(title: str, body: str) -> str:
+def details(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>"

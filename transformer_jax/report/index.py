@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from transformer_jax.report import measured
 from transformer_jax.report.results import Results, read
 from transformer_jax.report.sheets import NOTHING, against_published, central, metric_name
 from transformer_jax.report.summary import Summary, remarks, summarize
@@ -24,12 +25,23 @@ def held(folder: Path) -> list[Path]:
 
 def page(directories: list[Path]) -> str:
     """README.md beside the directories, computed from their records."""
-    everything = [read(directory) for directory in directories]
+    measurements = [one for directory in directories if (one := measured.read(directory))]
+    everything = [read(directory) for directory in directories if not measured.read(directory)]
     head = (
         "Written by `transformer-jax report` from the records below: every number in it is computed from "
         "them, and can be again."
     )
-    return "\n".join([f"# {TITLE}", "", head, "", overview(everything), *map(_section, everything)])
+    return "\n".join(
+        [
+            f"# {TITLE}",
+            "",
+            head,
+            "",
+            overview(everything),
+            *map(_section, everything),
+            *map(measured.section, measurements),
+        ]
+    )
 
 
 def overview(everything: list[Results]) -> str:

@@ -4,6 +4,8 @@
     NAME/runs.jsonl        a line for each run that ended: versions, device, date, result, curve
     NAME/bench.jsonl       and other records in JSON lines, where there are some
 
+Of a measurement there are experiment.json and measurements.jsonl.
+
 No path from the root of a disk stays in it. `report NAME` computes everything from these files.
 """
 
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer_jax.errors import BadInput
+from transformer_jax.report.measured import ROWS, Measured
 from transformer_jax.report.results import RUNS, Cell, Results
 from transformer_jax.store import absolute, place, write_text
 
@@ -25,7 +28,7 @@ POINTS = 40
 _PATH = re.compile(r"(?<![\w.~:/)\]<])/(?:[^\s/'\":;,()]+/)+[^\s/'\":;,()]*")
 
 
-def keep(results: Results, folder: Path) -> Path:
+def keep(results: Results | Measured, folder: Path) -> Path:
     """Writes the compact form of `results` into `folder` and returns it; what it kept before is replaced.
 
     Raises BadInput where `folder` holds anything else or cannot be written.
@@ -35,15 +38,17 @@ def keep(results: Results, folder: Path) -> Path:
         raise BadInput(f"{folder} holds the results that are to be kept: give --keep another directory.")
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"Cannot keep results in {folder}, for it is a file: give --keep another directory.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / RUNS).is_file():
-        raise BadInput(f"{folder} holds something else (no {RUNS}): give --keep a new directory.")
-    clean = _cleaner(results.directory)
-    runs = [_line(cell, results) for cell in results.cells if cell.result]
+    kind = RUNS if isinstance(results, Results) else ROWS
+    if folder.exists() and any(folder.iterdir()) and not (folder / kind).is_file():
+        raise BadInput(f"{folder} holds something else (no {kind}): give --keep a new directory.")
+    clean, kept = _cleaner(results.directory), {} if isinstance(results, Results) else {"kept": True}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        record = json.dumps(clean(results.experiment), indent=1, allow_nan=False)
+        record = json.dumps(clean(results.experiment | kept), indent=1, allow_nan=False)
         write_text(folder / "experiment.json", record + "\n")
-        write_text(folder / RUNS, "".join(_compact(clean(run)) for run in runs))
+        if isinstance(results, Results):
+            runs = [_line(cell, results) for cell in results.cells if cell.result]
+            write_text(folder / RUNS, "".join(_compact(clean(run)) for run in runs))
         for other in sorted(results.directory.glob("*.jsonl")):
             if other.name != RUNS:
                 lines = other.read_text().splitlines()

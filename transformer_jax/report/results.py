@@ -124,7 +124,9 @@ class Results:
 
     def devices(self) -> list[str]:
         """What they ran on, in words."""
-        return sorted({_device(cell.config["device"]) for cell in self.cells if cell.config.get("device")})
+        return sorted(
+            {device_in_words(cell.config["device"]) for cell in self.cells if cell.config.get("device")}
+        )
 
 
 def length_of(test: str) -> int | None:
@@ -201,7 +203,7 @@ def _cell(root: Path, entry: dict[str, Any], kept: Mapping[str, dict[str, Any]] 
     )
 
 
-def _device(device: dict[str, Any]) -> str:
+def device_in_words(device: dict[str, Any]) -> str:
     if device["platform"] == "cpu":
         return f"{device['cores']} CPU cores"
     return f"{device['count']} × {device['kind']}"

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from rich.console import Console
 
 from transformer_jax.errors import BadInput
-from transformer_jax.report import compare, html, index, plots, table, tradeoffs
+from transformer_jax.report import compare, html, index, measured, plots, table, tradeoffs
 from transformer_jax.report.keep import keep
+from transformer_jax.report.measured import Measured
 from transformer_jax.report.results import Results, differing_versions, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
@@ -40,23 +41,33 @@ def report(
         pages = [page for child in children for page in report([child], console)]
         write_text(place(directories[0]) / "README.md", index.page(children))
         return pages
-    everything = [read(place(directory)) for directory in directories]
+    found = [_read(place(directory)) for directory in directories]
     if kept is not None:
-        if len(everything) > 1:
-            raise BadInput(f"--keep takes one directory of results, not {len(everything)}: keep each alone.")
-        everything = [read(keep(everything[0], kept))]
+        if len(found) > 1:
+            raise BadInput(f"--keep takes one directory of results, not {len(found)}: keep each alone.")
+        found = [_read(keep(found[0], kept))]
+    everything = [one for one in found if isinstance(one, Results)]
     warnings = version_warnings(everything)
     for warning in warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
     beside = [sheet for other in everything[1:] for sheet in compare.compared(everything[0], other)]
     pages = []
-    for results in everything:
-        shown = sheets(results)
-        pages.append(write(results, warnings, [*shown, *beside]))
+    for one in found:
+        trained = isinstance(one, Results)
+        shown = _tables(one)
+        pages.append(write(one, warnings if trained else (), [*shown, *beside] if trained else shown))
         _show(shown, console)
         console.print(f"Wrote {pages[-1]}", highlight=False, markup=False, soft_wrap=True)
     _show(beside, console)
     return pages
+
+
+def _read(directory: Path) -> Results | Measured:
+    return measured.read(directory) or read(directory)
+
+
+def _tables(one: Results | Measured) -> list[Sheet]:
+    return sheets(one) if isinstance(one, Results) else measured.sheets(one)
 
 
 def _show(shown: Sequence[Sheet], console: Console) -> None:
@@ -67,18 +78,23 @@ def _show(shown: Sequence[Sheet], console: Console) -> None:
         console.print()
 
 
-def write(results: Results, warnings: Sequence[str] = (), written: Sequence[Sheet] | None = None) -> Path:
+def write(
+    results: Results | Measured, warnings: Sequence[str] = (), written: Sequence[Sheet] | None = None
+) -> Path:
     """report.md, .tex, .csv, .html and the figures, into the directory's report/. Returns the page.
 
     `written`: the tables, where they are not those of the results alone.
     """
     folder = results.directory / "report"
-    written = sheets(results) if written is None else written
+    written = _tables(results) if written is None else written
+    if isinstance(results, Results):
+        figures, rows = plots.figures(results) | tradeoffs.figures(results), numbers(results)
+    else:
+        figures, rows = measured.figures(results), measured.numbers(results)
     title = results.experiment["title"]
     text = "\n".join(
         [f"# {title}", "", *(f"**{warning}**\n" for warning in warnings), *map(table.markdown, written)]
     )
-    figures = plots.figures(results) | tradeoffs.figures(results)
     drawings = {name: plots.svg(figure, name) for name, figure in figures.items()}
     # A repository need not hold a drawing twice.
     kinds: tuple[Literal["svg", "png"], ...] = ("svg",) if results.kept else ("png", "svg")
@@ -92,8 +108,12 @@ def write(results: Results, warnings: Sequence[str] = (), written: Sequence[Shee
                 (folder / f"{name}.{kind}").write_bytes(plots.drawn(figure, name, kind))
         write_text(folder / "report.md", f"{text}\n{links}\n")
         write_text(folder / "report.tex", table.latex_document(title, written))
-        write_text(folder / "report.csv", table.comma_separated(numbers(results)))
-        write_text(folder / "report.html", html.page(results, written, drawings, warnings))
+        write_text(folder / "report.csv", table.comma_separated(rows))
+        if isinstance(results, Results):
+            page = html.page(results, written, drawings, warnings)
+        else:
+            page = measured.page(results, written, drawings)
+        write_text(folder / "report.html", page)
     except OSError as error:
         raise BadInput(f"Cannot write {folder}: {error.strerror}. Make the directory writable.") from None
     return folder / "report.html"
@@ -133,8 +153,11 @@ def numbers(results: Results) -> list[dict[str, Any]]:
 
 
 def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """One JSON object for each warning, each variant of each directory and each difference to the first."""
-    everything = [read(place(directory)) for directory in directories]
+    """One JSON object for each warning, each variant of each directory and each difference to the first; and
+    the rows of measurements."""
+    found = [_read(place(directory)) for directory in directories]
+    yield from (row for one in found if isinstance(one, Measured) for row in one.rows)
+    everything = [one for one in found if isinstance(one, Results)]
     for warning in version_warnings(everything):
         yield {"kind": "warning", "message": warning}
     for results in everything:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transformer_jax.data.task import SPLITS, Metric, Split
+from transformer_jax.data.tasks.python_text import PythonText
 from transformer_jax.data.text import Text
 from transformer_jax.errors import BadInput, unknown
 
@@ -66,7 +67,7 @@ class TextFolder(Text):
 
 @dataclass(frozen=True, kw_only=True)
 class SubwordFolder(TextFolder):
-    """The text of a folder's files in subwords.
+    """The text of a folder's files in subwords; without a folder that of Python's library, as `python_text`.
 
     They are merged byte pairs, which sentencepiece learns from the training split, on the spot. The encoding
     of valid UTF-8 loses nothing: spaces and line ends are kept as they are, and what the vocabulary lacks is
@@ -77,15 +78,22 @@ class SubwordFolder(TextFolder):
     name: ClassVar[str] = "subword_folder"
     metric: ClassVar[Metric] = "perplexity"
 
+    folder: str | None = None  # type: ignore[assignment]
     vocabulary: int = 4096  # type: ignore[assignment]
 
     def check(self) -> None:
-        super().check()
+        if self.folder is not None:
+            super().check()
         self.whole("vocabulary", at_least=300)
+
+    def documents(self, split: Split, directory: Path) -> Iterator[bytes]:
+        if self.folder is None:
+            return PythonText(length=self.length).documents(split, directory)
+        return super().documents(split, directory)
 
     def tokenizer(self) -> Any:
         """The sentencepiece processor. BadInput where it is not installed, or the text is too short."""
-        return _tokenizer(self.folder, self.files, self.vocabulary)
+        return _tokenizer(self)
 
     def tokens(self, document: bytes) -> np.ndarray:
         tokenizer = self.tokenizer()
@@ -99,7 +107,11 @@ class SubwordFolder(TextFolder):
         return self.tokenizer().decode(tokens.tolist())
 
     def parameters(self) -> dict[str, Any]:
-        return {**super().parameters(), "sentencepiece": _sentencepiece().__version__}
+        if self.folder is None:
+            text = {**PythonText(length=self.length).parameters(), **Text.parameters(self)}
+        else:
+            text = super().parameters()
+        return {**text, "sentencepiece": _sentencepiece().__version__}
 
     def measure_baselines(self, directory: Path) -> dict[str, float]:
         """Perplexity on the test split of equal probabilities, and of a subword's frequency plus one."""
@@ -139,15 +151,15 @@ def _sentencepiece() -> Any:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(folder: str, pattern: str, vocabulary: int) -> Any:
+def _tokenizer(task: SubwordFolder) -> Any:
     sentencepiece, model = _sentencepiece(), io.BytesIO()
-    documents = _part(_texts(folder, pattern), "train")
+    documents = task.documents("train", Path())
     lines = (line for document in documents for line in document.decode(errors="replace").splitlines())
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
-            vocab_size=vocabulary,
+            vocab_size=task.vocabulary,
             model_type="bpe",
             byte_fallback=True,
             # Nothing of the text may be lost or added.
@@ -161,7 +173,7 @@ def _tokenizer(folder: str, pattern: str, vocabulary: int) -> Any:
         )
     except (RuntimeError, OSError) as error:
         raise BadInput(
-            f"A vocabulary of {vocabulary} subwords cannot be learned from this text "
+            f"A vocabulary of {task.vocabulary} subwords cannot be learned from this text "
             f"({str(error).splitlines()[-1]}); lower task.vocabulary, or give more text."
         ) from None
     return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
