@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from transformer_jax.data import catalogue
+from transformer_jax.data.archive import Parts, in_order, members, split_of
 from transformer_jax.data.task import SPLITS, Batch, Split, Task
 from transformer_jax.errors import BadInput, unknown
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 MEMBER = re.compile(rf"(?:\./)?[^/]+/(train|test)/({'|'.join(CLASSES)})/[^/]+\.(?:jpg|png)")
 GREY = np.array([0.2989, 0.5870, 0.1140])  # ITU-R BT.601, as TensorFlow and so the original has it
-Image = tuple[np.ndarray, int]
+IMAGES = "images (train/airplane, …, test/airplane, …)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +70,13 @@ class Cifar10(Task):
         if self.archive is None:
             count = {"train": 45_000, "validation": 5_000, "test": 10_000}[split]
         else:
-            count = len(_part(archive_images(self.archive), split))
+            count = len(split_of(archive_images(self.archive), split))
         return min(count, self.test_examples or count) if split == "test" else count
 
     def rows(self, split: Split, directory: Path) -> Iterator[Mapping[str, Any]]:
         images = archive_images(self.archive) if self.archive else catalogue_images(directory)
         side = round(self.length**0.5)
-        for image, label in _part(images, split)[: self.examples_in(split)]:
+        for image, label in split_of(images, split)[: self.examples_in(split)]:
             means = image.reshape(side, 32 // side, side, 32 // side).mean(axis=(1, 3))
             yield {"image": np.round(means).astype(np.uint8).reshape(-1), "label": label}
 
@@ -113,48 +112,25 @@ def grey(image: np.ndarray) -> np.ndarray:
     return np.round(image @ GREY).astype(np.uint8)
 
 
-def _part(images: dict[str, list[Image]], split: Split) -> list[Image]:
-    held_out = len(images["train"]) // 10
-    return {
-        "train": images["train"][held_out:],
-        "validation": images["train"][:held_out],
-        "test": images["test"],
-    }[split]
-
-
-def _in_order(images: dict[str, list[Image]], where: str) -> dict[str, list[Image]]:
-    for part in ("train", "test"):
-        if not images[part]:
-            raise BadInput(f"cifar10: {where} holds no {part} images ({part}/airplane, …); get it anew.")
-        images[part].sort(key=lambda image: (hashlib.sha256(image[0].tobytes()).digest(), image[1]))
-    return images
-
-
 @functools.lru_cache(maxsize=1)
-def archive_images(archive: str) -> dict[str, list[Image]]:
+def archive_images(archive: str) -> Parts[np.ndarray]:
     """The images of an archive, grey."""
     import PIL.Image
 
-    images: dict[str, list[Image]] = {"train": [], "test": []}
-    try:
-        with tarfile.open(archive, mode="r|*") as tar:
-            for member in tar:
-                match = MEMBER.fullmatch(member.name)
-                file = tar.extractfile(member) if match else None
-                if match and file:
-                    image = np.asarray(PIL.Image.open(io.BytesIO(file.read())).convert("RGB"))
-                    if image.shape != (32, 32, 3):
-                        raise BadInput(f"cifar10: {member.name} in {archive} is not of 32 × 32 pixels.")
-                    images[match[1]].append((grey(image), CLASSES.index(match[2])))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise BadInput(
-            f"cifar10: {archive} cannot be read as a tar archive ({error}); get it anew."
-        ) from None
-    return _in_order(images, archive)
+    images: Parts[np.ndarray] = {"train": [], "test": []}
+    for match, content in members(archive, MEMBER, "cifar10"):
+        try:
+            image = np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB"))
+        except OSError as error:
+            raise BadInput(f"cifar10: {match[0]} in {archive} is no image ({error}); get it anew.") from None
+        if image.shape != (32, 32, 3):
+            raise BadInput(f"cifar10: {match[0]} in {archive} is not of 32 × 32 pixels.")
+        images[match[1]].append((grey(image), CLASSES.index(match[2])))
+    return in_order(images, f"cifar10: {archive}", IMAGES)
 
 
 @functools.lru_cache(maxsize=1)
-def catalogue_images(directory: Path) -> dict[str, list[Image]]:
+def catalogue_images(directory: Path) -> Parts[np.ndarray]:
     """The images of the catalogue's cifar10, grey."""
     otherwise = "point task.archive at a tar file of the images"
     images = {
@@ -164,4 +140,4 @@ def catalogue_images(directory: Path) -> dict[str, list[Image]]:
         ]
         for part in ("train", "test")
     }
-    return _in_order(images, "the catalogue's cifar10")
+    return in_order(images, "cifar10: the catalogue's cifar10", IMAGES)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +12,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from transformer_jax.data import catalogue
+from transformer_jax.data.archive import Parts, in_order, members, split_of
 from transformer_jax.data.baselines import NaiveBayes
 from transformer_jax.data.task import SPLITS, Batch, Split, Task
 from transformer_jax.errors import BadInput, unknown
 
 PADDING = 256
 MEMBER = re.compile(r"(?:\./)?aclImdb/(train|test)/(neg|pos)/[^/]+\.txt")
-Review = tuple[bytes, int]
+REVIEWS = "reviews (aclImdb/train/neg, train/pos, test/neg and test/pos)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +68,12 @@ class Imdb(Task):
         if self.archive is None:
             count = {"train": 22_500, "validation": 2_500, "test": 25_000}[split]
         else:
-            count = len(_part(archive_reviews(self.archive), split))
+            count = len(split_of(archive_reviews(self.archive), split))
         return min(count, self.test_examples or count) if split == "test" else count
 
     def rows(self, split: Split, directory: Path) -> Iterator[Mapping[str, Any]]:
         reviews = archive_reviews(self.archive) if self.archive else catalogue_reviews(directory)
-        for text, label in _part(reviews, split)[: self.examples_in(split)]:
+        for text, label in split_of(reviews, split)[: self.examples_in(split)]:
             yield {"text": text[: self.length], "label": label}
 
     def collate(self, columns: Batch) -> Batch:
@@ -108,47 +107,20 @@ class Imdb(Task):
         }
 
 
-def _part(reviews: dict[str, list[Review]], split: Split) -> list[Review]:
-    held_out = len(reviews["train"]) // 10
-    return {
-        "train": reviews["train"][held_out:],
-        "validation": reviews["train"][:held_out],
-        "test": reviews["test"],
-    }[split]
-
-
-def _in_order(reviews: dict[str, list[Review]], where: str) -> dict[str, list[Review]]:
-    """Each part sorted by the hash of the text, so that its order does not depend on where it came from."""
-    for part in ("train", "test"):
-        if not reviews[part]:
-            raise BadInput(
-                f"imdb: {where} holds no {part} reviews (aclImdb/{part}/neg and /pos); get the archive anew."
-            )
-        reviews[part].sort(key=lambda review: (hashlib.sha256(review[0]).digest(), review[1]))
-    return reviews
-
-
 @functools.lru_cache(maxsize=1)
-def archive_reviews(archive: str) -> dict[str, list[Review]]:
+def archive_reviews(archive: str) -> Parts[bytes]:
     """The labelled reviews of an archive in the original's layout."""
-    reviews: dict[str, list[Review]] = {"train": [], "test": []}
-    try:
-        with tarfile.open(archive, mode="r|*") as tar:
-            for member in tar:
-                match = MEMBER.fullmatch(member.name)
-                file = tar.extractfile(member) if match else None
-                if match and file:
-                    text = file.read().strip()  # as the catalogue does
-                    if not text:
-                        raise BadInput(f"imdb: {member.name} in {archive} is empty; get the archive anew.")
-                    reviews[match[1]].append((text, int(match[2] == "pos")))
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise BadInput(f"imdb: {archive} cannot be read as a tar archive ({error}); get it anew.") from None
-    return _in_order(reviews, archive)
+    reviews: Parts[bytes] = {"train": [], "test": []}
+    for match, content in members(archive, MEMBER, "imdb"):
+        text = content.strip()  # as the catalogue does
+        if not text:
+            raise BadInput(f"imdb: {match[0]} in {archive} is empty; get the archive anew.")
+        reviews[match[1]].append((text, int(match[2] == "pos")))
+    return in_order(reviews, f"imdb: {archive}", REVIEWS)
 
 
 @functools.lru_cache(maxsize=1)
-def catalogue_reviews(directory: Path) -> dict[str, list[Review]]:
+def catalogue_reviews(directory: Path) -> Parts[bytes]:
     """The labelled reviews of the catalogue's imdb_reviews."""
     name, otherwise = "imdb_reviews/plain_text", "point task.archive at a downloaded aclImdb_v1.tar.gz"
     reviews = {
@@ -158,4 +130,4 @@ def catalogue_reviews(directory: Path) -> dict[str, list[Review]]:
         ]
         for part in ("train", "test")
     }
-    return _in_order(reviews, "the catalogue's imdb_reviews")
+    return in_order(reviews, "imdb: the catalogue's imdb_reviews", REVIEWS)
