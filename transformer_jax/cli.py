@@ -227,13 +227,13 @@ def _run_together(options: argparse.Namespace) -> int:
         "doc": doc,
         "command": shlex.join(["transformer-jax", *_run_words(options, out, changes)]),
     }
-    if isinstance(chosen, experiment.Measurement):
-        measurement.measure(chosen, out, about=about)
+    if isinstance(written, experiment.Measurement):
+        measurement.measure(written.at(options.scale, changes), out, about=about)
         report([out])
         return 0
     reference = next(iter(written.published.comparable_at), None) if written.published else None
     results = sweep(
-        chosen,
+        written.at(options.scale, changes),
         out,
         data=options.data,
         about=about,
