@@ -36,7 +36,8 @@ LAYERS = {
     "measure": {"attention", "model", "train", "overrides", "parallel"},
     "conformance": {"attention", "model", "measure", "parallel"},
     "generation": {"attention", "data", "model", "checkpoint", "train"},
-    "experiment": {"attention", "data", "model", "train", "overrides", "user_file"},
+    "tuning": {"overrides"},
+    "experiment": {"attention", "data", "model", "train", "tuning", "overrides", "user_file"},
     "sweep": {"data", "measure", "model", "train", "experiment", "overrides", "parallel", "store"},
     "measurement": {"experiment", "store", "train"},
     "report": {"overrides", "store"},  # reads files

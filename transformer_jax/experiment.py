@@ -20,6 +20,7 @@ from transformer_jax.data.task import Task
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.model.config import Mechanism, Transformer
 from transformer_jax.train.config import Train
+from transformer_jax.tuning import Grid, Match
 from transformer_jax.user_file import load_module
 
 SCALES = ("smoke", "single", "paper")
@@ -31,57 +32,6 @@ GRIDS = {
 }
 """What may be one value or a grid, and the name of the grid. A variant with a value of its own leaves it."""
 FOLDER = "experiments"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """The tuning budget, equal for every variant.
-
-    Attributes:
-      learning_rate: the rates tried; empty for the one of `train`.
-      weight_decay: the weight decays tried with each of them; empty for the one of `train`. The report takes
-        the best pair of the two.
-      width: the widths of the model at which each variant is trained, a line of the table each; empty for
-        the one of `model`.
-      seeds: runs of each of these, with the seeds 0, 1, ...
-    """
-
-    learning_rate: tuple[float, ...] = ()
-    weight_decay: tuple[float, ...] = ()
-    width: tuple[int, ...] = ()
-    seeds: int = 3
-
-    def __post_init__(self):
-        overrides.check_fields(self, "tune")
-        if self.seeds < 1:
-            raise BadInput(f"tune.seeds={self.seeds} must be at least 1.")
-        for name, fits, says in (
-            ("learning_rate", lambda rate: rate > 0, "above 0"),
-            ("weight_decay", lambda decay: decay >= 0, "of at least 0"),
-            ("width", lambda width: width >= 1, "of at least 1"),
-        ):
-            values = getattr(self, name)
-            if len(set(values)) < len(values) or not all(map(fits, values)):
-                raise BadInput(f"tune.{name}={values} must be different numbers {says}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """In what the variants are made equal, by their widths (`transformer_jax.sweep.widths`).
-
-    Attributes:
-      what: parameters; state (the bytes of a decoding state at the task's full length); flops (the matrix
-        products of training on one token, at the task's length); or none of them.
-      within: how far from the first variant's, as a fraction of it, another may stay.
-    """
-
-    what: Literal["parameters", "state", "flops"] | None = None
-    within: float = 0.1
-
-    def __post_init__(self):
-        overrides.check_fields(self, "match")
-        if not self.within > 0:
-            raise BadInput(f"match.within={self.within} must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
