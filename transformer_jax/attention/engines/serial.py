@@ -103,8 +103,12 @@ class SerialMixer(CoreMixer):
         self.recurrent = nnx.Param(jax.random.uniform(rngs.params(), blocks, minval=-bound, maxval=bound))
         self.out = self.joining(g.heads * g.head_size, rngs)
 
-    def cell(self, memory: State, x: Streams, y: Streams) -> tuple[State, jax.Array]:
-        """One token: x is W x_t + b and y is R h_{t−1} of each gate, (B, heads, size); memory and h_t."""
+    def cell(self, memory: State, x: Streams, y: Streams, weights: Streams) -> tuple[State, jax.Array]:
+        """One token: x is W x_t + b and y is R h_{t−1} of each gate, (B, heads, size); memory and h_t.
+
+        `weights` are those of `weights()`, of the heads that are here: a cell that read them from the module
+        would have all of them, and on a mesh a shard cannot.
+        """
         raise NotImplementedError
 
     def streams(self, x, layout, state=None, context=None):
@@ -121,7 +125,7 @@ class SerialMixer(CoreMixer):
 
     def core(self, streams, layout, state):
         starts = layout.starts(None if state is None else state["segment"])
-        inputs = streams, self.weights()["R"], (starts, layout.valid)
+        inputs = streams, self.weights(), (starts, layout.valid)
         if state is None and cuts_sequence():
             shards = Shards.of(layout.positions.shape[0], self.mixed_heads)
             where = shards.streams(streams), shards.weights(inputs[1]), shards.streams(inputs[2])
@@ -131,26 +135,25 @@ class SerialMixer(CoreMixer):
         o, memory = self._run(*inputs, memory)
         return o, {} if state is None else memory | {"segment": layout.last_segment(state["segment"])}
 
-    def _run(self, streams, R, tokens, memory: State | None = None) -> tuple[jax.Array, State]:
+    def _run(self, streams, weights, tokens, memory: State | None = None) -> tuple[jax.Array, State]:
         starts, valid = tokens
         empty = self.empty(*streams[self.gates[0]].shape[::2])
 
         def step(memory, x):
-            y = jnp.einsum("bnh,ngkh->gbnk", memory["h"], R)
-            return self.cell(
-                memory, {k: v.astype(self.exact) for k, v in x.items()}, dict(zip(self.gates, y, strict=True))
-            )
+            y = jnp.einsum("bnh,ngkh->gbnk", memory["h"], weights["R"])
+            x = {k: v.astype(self.exact) for k, v in x.items()}
+            return self.cell(memory, x, dict(zip(self.gates, y, strict=True)), weights)
 
         memory = empty if memory is None else memory
         return serial(step, streams, memory, empty, starts=starts, valid=valid, chunk=self.chunk)
 
-    def _in_turn(self, streams, R, tokens) -> jax.Array:
+    def _in_turn(self, streams, weights, tokens) -> jax.Array:
         """`_run` of a shard, from the memory that the one before it leaves. Each runs once to pass its own
         on, and once more, all together, for what it puts out: of the waiting only memories are kept."""
 
         def turn(mine, n):
             after = jax.lax.cond(
-                rank() == n, lambda mine: self._run(streams, R, tokens, mine)[1], lambda mine: mine, mine
+                rank() == n, lambda mine: self._run(streams, weights, tokens, mine)[1], lambda mine: mine, mine
             )
             arrived = shift(after)
             return jax.tree.map(lambda mine, new: jnp.where(rank() == n + 1, new, mine), mine, arrived), None
@@ -158,7 +161,7 @@ class SerialMixer(CoreMixer):
         empty = self.empty(*streams[self.gates[0]].shape[::2])
         turns = jnp.arange(jax.lax.axis_size(AXIS) - 1)
         mine, _ = jax.lax.scan(jax.checkpoint(turn, prevent_cse=False), empty, turns)
-        return self._run(streams, R, tokens, mine)[0]
+        return self._run(streams, weights, tokens, mine)[0]
 
     def empty(self, batch: int, heads: int) -> State:
         """The memory before the first token."""

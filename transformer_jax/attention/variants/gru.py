@@ -46,8 +46,8 @@ class GRU(SerialMixer):
     def weights(self):
         return super().weights() | {"bias": self.recurrent_bias[...].astype(self.exact)}
 
-    def cell(self, memory, x, y):
+    def cell(self, memory, x, y, weights):
         r, z = (jax.nn.sigmoid(x[gate] + y[gate]) for gate in "rz")
-        candidate = jnp.tanh(x["n"] + r * (y["n"] + self.weights()["bias"][None]))
+        candidate = jnp.tanh(x["n"] + r * (y["n"] + weights["bias"][None]))
         h = z * memory["h"] + (1 - z) * candidate
         return {"h": h}, h

@@ -44,7 +44,7 @@ class LSTM(SerialMixer):
         empty = jnp.zeros(i.shape[1], i.dtype)
         return jax.lax.scan(step, (empty, empty), jnp.stack([i, f, g, o], 1))[1]
 
-    def cell(self, memory, x, y):
+    def cell(self, memory, x, y, weights):
         i, f, g, o = (x[gate] + y[gate] for gate in self.gates)
         c = jax.nn.sigmoid(f) * memory["c"] + jax.nn.sigmoid(i) * jnp.tanh(g)
         h = jax.nn.sigmoid(o) * jnp.tanh(c)

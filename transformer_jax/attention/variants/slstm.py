@@ -51,7 +51,7 @@ class SLSTM(SerialMixer):
         empty = jnp.zeros(i.shape[1], i.dtype)
         return jax.lax.scan(step, (empty, empty, empty), jnp.stack([i, f, z, o], 1))[1]
 
-    def cell(self, memory, x, y):
+    def cell(self, memory, x, y, weights):
         """Equations 15–17: c and n are divided by e^m, m their largest logarithm; h has nothing of it."""
         log_i, f, z, o = (x[gate] + y[gate] for gate in self.gates)
         log_f = jax.nn.log_sigmoid(f)
