@@ -40,6 +40,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
         training.trains_in_a_model,
         training.batch_changes_nothing,
         sharding.sharding_changes_nothing,
+        sharding.sequence_changes_nothing,
     )
 }
 

@@ -1,8 +1,11 @@
-"""Checks on a mesh: a program cut over eight devices computes what it does on one."""
+"""The checks on meshes: a program cut over eight devices computes what it does on one."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer_jax.attention.contract import Mixer
+from transformer_jax.attention.contract import Layout, Mixer
 from transformer_jax.attention.core import CoreMixer
 from transformer_jax.conformance.meaning import EXACT, GRADIENT
 from transformer_jax.conformance.subject import Subject, Undefined, agree, inputs, jit, plain
@@ -20,6 +23,11 @@ from transformer_jax.parallel.rules import RULES
 DEVICES = 8
 ROWS, LENGTH = 4, 48
 MESHES = (Axes(data=2, fsdp=2, tensor=2),)
+SEQUENCE_MESHES = (
+    Axes(data=1, sequence=8),
+    Axes(data=2, sequence=4),
+    Axes(data=1, fsdp=2, tensor=2, sequence=2),
+)
 
 
 def eight_host_devices() -> None:
@@ -30,12 +38,39 @@ def eight_host_devices() -> None:
 
 def sharding_changes_nothing(subject: Subject) -> None:
     """With the batch, the parameters and the heads cut over eight devices, values and gradients are those of
-    one: in float32, or in float64 where near ties of a selection would turn, or where the mechanism's own
-    budget of float32 is wider than usual, so that its gradients on one device are as uncertain."""
-    for axes in MESHES:
-        devices = host_devices()
-        with jax.default_device(devices[0]):
-            on_mesh_as_on_one(subject, make_mesh(axes, devices))
+    one."""
+    on_meshes_as_on_one(subject, MESHES)
+
+
+def sequence_changes_nothing(subject: Subject, meshes: Sequence[Axes] = SEQUENCE_MESHES) -> None:
+    """The same with each sequence cut over devices."""
+    if subject.mixer.capability.sequence == "refused":
+        raise Undefined("its sequence cannot be cut over devices")
+    on_meshes_as_on_one(subject, meshes)
+
+
+def on_meshes_as_on_one(subject: Subject, meshes: Sequence[Axes]) -> None:
+    """Compares values, and the gradients in x and in each parameter, of padded rows and of packed documents
+    as well, whose borders lie anywhere: in float32, or in float64 where near ties of a selection would turn,
+    or where the mechanism's own budget of float32 is wider than usual, so that its numbers on one device are
+    as uncertain."""
+    devices = host_devices()
+    exact = needs_float64(subject)
+    values = EXACT if exact else 1e-5
+    # `least`: a gradient that is zero in exact arithmetic is known to an ulp of the whole, 1e-7 of it.
+    slopes, least = (GRADIENT, 1e-4) if exact else (1e-4, 1e-3)
+    with jax.default_device(devices[0]):
+        for kv_heads, (kind, layout) in zip((2, 4), layouts(subject.mixer).items(), strict=False):
+            dtype = "float64" if exact else "float32"
+            mixer = subject.build(dtype=dtype, length=LENGTH, kv_heads=kv_heads, rotary=100.0)
+            y, gradients = differentiated(mixer, layout, None)
+            for axes in meshes:
+                mesh = make_mesh(axes, devices)
+                label = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+                y_cut, gradients_cut = differentiated(mixer, layout, mesh)
+                agree(y_cut, y, within=values, what=f"{kind}: values on {label}")
+                what = f"{kind}: gradient on {label} of "
+                agree(gradients_cut, gradients, within=slopes, least=least, what=what)
 
 
 def host_devices() -> list[jax.Device]:
@@ -52,44 +87,47 @@ def host_devices() -> list[jax.Device]:
     return devices[:DEVICES]
 
 
-def on_mesh_as_on_one(subject: Subject, mesh: Mesh) -> None:
-    """Compares values, and the gradients in x and in each parameter."""
-    exact = needs_float64(subject)
-    mixer = subject.build(dtype="float64" if exact else "float32", length=LENGTH)
-    graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
-    variables, tree = jax.tree.flatten(learned, is_leaf=lambda x: isinstance(x, nnx.Variable))
-    dtype = np.float64 if exact else np.float32
+def layouts(mixer: type[Mixer]) -> dict[str, Layout]:
+    """A plain batch, and one with all of padding and packing that the mechanism is defined for."""
+    simple = plain(ROWS, LENGTH)
+    found, hard = {"plain": simple}, simple
+    if mixer.capability.defined("padding"):
+        hard = replace(hard, lengths=np.array([LENGTH, 30, 7, 0], np.int32))
+        found["padded"] = hard
+    if mixer.capability.defined("packing"):
+        sizes = [7, 22, 2, LENGTH - 31]
+        rows = lambda parts: np.tile(np.concatenate(parts).astype(np.int32), (ROWS, 1))
+        segments = rows([np.full(size, n) for n, size in enumerate(sizes)])
+        hard = replace(hard, positions=rows([np.arange(size) for size in sizes]), segments=segments)
+        found = {"plain": simple, "packed": hard}
+    return found
+
+
+def differentiated(mixer: Mixer, layout: Layout, mesh: Mesh | None) -> tuple[jax.Array, Any]:
+    """y where it is valid, and the gradients in x and in the parameters of a weighted sum of it; on a mesh
+    each array is cut as training cuts it."""
+    dtype = np.dtype(mixer.geometry.dtype)
     x = inputs(ROWS, LENGTH, dtype=dtype)
-    arrays = [np.asarray(v[...], dtype) for v in variables]
+    graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
+    is_variable = lambda x: isinstance(x, nnx.Variable)
+    learned = jax.tree.map(lambda v: v.replace(np.asarray(v[...], dtype)), learned, is_leaf=is_variable)
+    if mesh is not None:
+        spec = lambda v: RULES.parameter(v.get_metadata().get("axes"), v.shape, mesh)
+        place = lambda v: jax.device_put(v, NamedSharding(mesh, spec(v)))
+        learned = jax.tree.map(place, learned, is_leaf=is_variable)
+        cut = lambda x: PartitionSpec(BATCH, *["sequence"] * (x.ndim > 1))
+        x, layout = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, cut(x))), (x, layout))
 
-    def both(on_which):
-        @jit
-        def run(arrays, x):
-            def total(arrays, x):
-                values = [v.replace(a) for v, a in zip(variables, arrays, strict=True)]
-                mixer = nnx.merge(graph, jax.tree.unflatten(tree, values), rest)
-                y, _ = mixer(x, plain(ROWS, LENGTH))
-                # Weights, and no sine of y: one near-zero normalizer makes y 5e4, where a sine has lost
-                # five digits of what rounding left.
-                weights = jnp.cos(1.0 + jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
-                return jnp.sum(weights * y), y
+    def total(learned, x, layout):
+        with on(mesh):
+            y, _ = nnx.merge(graph, learned, rest)(x, layout)
+        if layout.valid is not None:
+            y = jnp.where(layout.valid[..., None], y, 0)
+        weights = jnp.cos(1.0 + jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        return jnp.sum(y * weights), y
 
-            with on(on_which):
-                (_, y), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(arrays, x)
-            return y, gradients
-
-        return run
-
-    y, gradients = both(None)(arrays, x)
-    specs = [RULES.parameter(v.get_metadata().get("axes"), v.shape, mesh) for v in variables]
-    cut = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs, strict=True)]
-    spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec(BATCH, "sequence")))
-    y_cut, gradients_cut = both(mesh)(cut, spread)
-    label = " × ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    agree(y_cut, y, within=EXACT if exact else 1e-5, what=f"values on {label}")
-    # `least`: a gradient that is zero in exact arithmetic is known to an ulp of the whole, 1e-7 of it.
-    within, least = (GRADIENT, 1e-4) if exact else (1e-4, 1e-3)
-    agree(gradients_cut, gradients, within=within, least=least, what=f"gradient on {label} of ")
+    (_, y), gradients = jit(jax.value_and_grad(total, (0, 1), has_aux=True))(learned, x, layout)
+    return y, gradients
 
 
 def needs_float64(subject: Subject) -> bool:
