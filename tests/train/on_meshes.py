@@ -97,7 +97,7 @@ def inspected(axes: Axes) -> Inspected:
     first = mesh.devices.flat[0]
     arrays = jax.tree.leaves((state.params, state.optimizer))
     parts = [shard for x in arrays for shard in x.addressable_shards if shard.device == first]
-    start = made(_start(build_model, run, mesh), np.uint32(0), np.float32(0)).as_text()
+    start = made(_start(build_model, run, mesh), np.uint32(0), np.float32(0), np.float32(0)).as_text()
     sizes = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"[fu]32\[([\d,]+)\]", start)]
     step = made(compiled.steps, state, stack, np.int32(1))
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
