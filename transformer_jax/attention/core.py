@@ -87,9 +87,13 @@ class CoreMixer(Mixer):
         if not cuts_sequence() or (state is None and self.capability.sequence != "gathered"):
             return self.core(streams, layout, state)
         if state is None:
-            return whole_rows(
-                lambda streams, layout: self.core(streams, layout, None)[0], streams, layout
-            ), {}
+            # What a core learns comes in beside its streams: a shard cannot read what it closes over.
+            graph, arrays = nnx.split(self)
+
+            def core(arrays, streams, layout):
+                return nnx.merge(graph, arrays).core(streams, layout, None)[0]
+
+            return whole_rows(core, streams, layout, whole=arrays), {}
         streams, layout = gathered((streams, layout))
         with on(None):
             return self.core(streams, layout, state)

@@ -126,19 +126,20 @@ def gathered(tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def whole_rows(f: Callable, *trees: Any) -> jax.Array:
-    """f of whole rows (B, T, …), as one device would compute them: every device has all of its part of the
-    batch, heads included, and keeps of the result (B, T, …) its own shard."""
+def whole_rows(f: Callable, *trees: Any, whole: Any) -> jax.Array:
+    """f(whole, *trees) of whole rows (B, T, …), as one device would compute them: every device has all of its
+    part of the batch, heads included, and of `whole`, and keeps of the result (B, T, …) its own shard."""
     leaves = jax.tree.leaves(trees)
     shards = Shards.of(len(leaves[0]))
     where = jax.tree.map(lambda x: P(shards.batch), trees)
 
-    def own(*trees):
-        o = f(*trees)
+    def own(*inputs):
+        o = f(*inputs)
         length = o.shape[1] // shards.count
         return lax.dynamic_slice_in_dim(o, rank() * length, length, axis=1)
 
-    return shards.run(own, *zip(trees, where, strict=True), out=P(shards.batch, AXIS))
+    inputs = (whole, jax.tree.map(lambda x: P(), whole)), *zip(trees, where, strict=True)
+    return shards.run(own, *inputs, out=P(shards.batch, AXIS))
 
 
 # Inside of `Shards.run`:
