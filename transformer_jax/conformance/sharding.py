@@ -92,11 +92,15 @@ def layouts(mixer: type[Mixer]) -> dict[str, Layout]:
     simple = plain(ROWS, LENGTH)
     found, hard = {"plain": simple}, simple
     if mixer.capability.defined("padding"):
-        hard = replace(hard, lengths=np.array([LENGTH, 30, 7, 0], np.int32))
+        lengths: Any = np.array([LENGTH, 30, 7, 0], np.int32)
+        hard = replace(hard, lengths=lengths)
         found["padded"] = hard
     if mixer.capability.defined("packing"):
         sizes = [7, 22, 2, LENGTH - 31]
-        rows = lambda parts: np.tile(np.concatenate(parts).astype(np.int32), (ROWS, 1))
+
+        def rows(parts) -> Any:
+            return np.tile(np.concatenate(parts).astype(np.int32), (ROWS, 1))
+
         segments = rows([np.full(size, n) for n, size in enumerate(sizes)])
         hard = replace(hard, positions=rows([np.arange(size) for size in sizes]), segments=segments)
         found = {"plain": simple, "packed": hard}

@@ -153,7 +153,10 @@ class SerialMixer(CoreMixer):
 
         def turn(mine, n):
             after = jax.lax.cond(
-                rank() == n, lambda mine: self._run(streams, weights, tokens, mine)[1], lambda mine: mine, mine
+                rank() == n,
+                lambda mine: self._run(streams, weights, tokens, mine)[1],
+                lambda mine: mine,
+                mine,
             )
             arrived = shift(after)
             return jax.tree.map(lambda mine, new: jnp.where(rank() == n + 1, new, mine), mine, arrived), None
