@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.errors import BadInput
+from transformer_jax.kernels.choice import Execution
 from transformer_jax.parallel.mesh import cuts_sequence
 from transformer_jax.parallel.sequence import require_divisible
 
@@ -83,6 +84,7 @@ class Geometry:
       causal: whether a token sees only what came before it.
       rotary: base of the rotary embedding, None for none.
       dtype: of the computation; parameters are stored in float32.
+      execution: a kernel of the device where one can, or what else was asked for (`kernels.choice`).
     """
 
     width: int
@@ -93,6 +95,7 @@ class Geometry:
     causal: bool = True
     rotary: float | None = None
     dtype: str = "float32"
+    execution: Execution = "auto"
 
     def __post_init__(self):
         for name in ("width", "heads", "length", "kv_heads", "head_size"):

@@ -10,6 +10,7 @@ from flax import nnx
 
 from transformer_jax.attention.contract import Layout, Mixer, State
 from transformer_jax.errors import BadInput
+from transformer_jax.kernels.choice import executing
 from transformer_jax.parallel.mesh import cuts_sequence, on
 from transformer_jax.parallel.rules import constrain, named
 from transformer_jax.parallel.sequence import gathered, whole_rows
@@ -122,7 +123,8 @@ class CoreMixer(Mixer):
             # Lengths and segments are those of x, not of the context: all of the context is seen.
             layout = Layout(layout.positions)
         streams = {name: on_heads(s) for name, s in streams.items()}
-        o, core_moved = self.placed_core(streams, layout, state)
+        with executing(self.name, self.geometry.execution):
+            o, core_moved = self.placed_core(streams, layout, state)
         o = on_heads(self.after(o, streams))
         return self.finish(o, x), None if state is None else {**state, **moved, **core_moved}
 

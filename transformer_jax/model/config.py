@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from transformer_jax.attention import catalogue
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.kernels.choice import Execution
 from transformer_jax.overrides import check_fields, require
 
 
@@ -59,6 +60,9 @@ class Transformer:
       remat: what the backward pass recomputes instead of keeping it: nothing; each layer whole ("full");
         all but matrix products ("dots"), or all but products with parameters ("projections").
       compute: dtype of activations; parameters are float32.
+      execution: of the mixing: a kernel of the device where one can do it and otherwise what XLA compiles
+        ("auto"), one of the two ("kernel", which refuses where none can; "xla"), or a TPU's kernel
+        interpreted, on any device. It changes no result but for rounding.
     """
 
     mixers: tuple[Mechanism, ...] = (Mechanism("full"),)
@@ -79,6 +83,7 @@ class Transformer:
     pooling: Literal["mean", "first"] = "mean"
     remat: Literal["none", "full", "dots", "projections"] = "none"
     compute: Literal["float32", "bfloat16"] = "float32"
+    execution: Execution = "auto"
 
     def __post_init__(self):
         check_fields(self, "model")

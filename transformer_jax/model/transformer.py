@@ -92,6 +92,7 @@ class Model(nnx.Module):
             causal=causal,
             rotary=config.rotary_base if config.positions == "rotary" else None,
             dtype=config.compute,
+            execution=config.execution,
         )
         # The sinusoidal table has entries of order 1: embeddings multiplied by √D (arXiv:1706.03762,
         # section 3.4) match it when they start at 1/√D.

@@ -65,7 +65,9 @@ def make_mesh(axes: Axes, devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices in that shape. Only `data` crosses TPU slices, whose links are slow."""
-    slices = len({device.slice_index for device in devices}) if devices[0].platform == "tpu" else 1
+    # Devices of a topology that is only compiled for know no slice: they are one.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = slices if devices[0].platform == "tpu" else 1
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     data, *inner = shape
@@ -79,15 +81,18 @@ def grid(shape: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
 
 
 _current: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextmanager
 def on(mesh: Mesh | None) -> Iterator[None]:
-    """What is traced inside runs on `mesh`; with None, on no mesh."""
+    """What is traced inside runs on `mesh`; with None, on no mesh, as on one device of the mesh around it."""
     token = _current.set(mesh)
+    kind = _platform.set(_platform.get() if mesh is None else mesh.devices.flat[0].platform)
     try:
         yield
     finally:
+        _platform.reset(kind)
         _current.reset(token)
 
 
@@ -100,3 +105,9 @@ def cuts_sequence() -> bool:
     """Does the program that is being traced hold a part of each sequence per device?"""
     mesh = current()
     return mesh is not None and mesh.shape["sequence"] > 1
+
+
+def platform() -> str:
+    """What the program that is being traced will run on: "cpu", "gpu" or "tpu". That of its mesh, which may
+    be of devices that are not here; without a mesh, JAX's own."""
+    return _platform.get() or jax.default_backend()

@@ -14,7 +14,7 @@ from transformer_jax.errors import BadInput
 from transformer_jax.experiment import GRIDS, Experiment
 from transformer_jax.store import writable
 from transformer_jax.sweep.cells import Cell, first_runs, numbers
-from transformer_jax.train.run import MESH, Run, digest, resolved, versions, write_json
+from transformer_jax.train.run import ELSEWHERE, Run, digest, resolved, versions, write_json
 
 RECORD = "experiment.json"
 
@@ -88,7 +88,7 @@ def departures(experiment: Experiment, published: Experiment | None) -> dict[str
         changed = [
             f"{name} is {_show(new)}, published with {_show(old)}"
             for name, old, new in overrides.differences(_settings(theirs[label]), _settings(run))
-            if name not in IMMATERIAL and not name.startswith(MESH)
+            if name not in IMMATERIAL and not name.startswith(ELSEWHERE)
         ]
         for name in sorted(GRIDS.keys() & IMMATERIAL):
             ours, grid = (_tried(each, label, name) for each in (experiment, published))
@@ -151,7 +151,7 @@ def admit(out: Path, record: Mapping[str, Any]) -> None:
     changed += [
         f"{name.removeprefix('settings.')} is {_show(was)} there and {_show(now)} here"
         for name, was, now in overrides.differences(old, json.loads(json.dumps(new)))
-        if f".{MESH}" not in name
+        if not any(f".{elsewhere}" in name for elsewhere in ELSEWHERE)
     ]
     what = "; ".join(changed[:3]) or "other data"
     more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""

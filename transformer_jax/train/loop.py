@@ -32,7 +32,7 @@ from transformer_jax.train.progress import Watcher, watcher
 from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
 from transformer_jax.train.signals import Signals
 from transformer_jax.train.state import dismantle
-from transformer_jax.train.step import program, started
+from transformer_jax.train.step import executions, program, started
 
 RESULT = "result.json"
 Cost = Callable[..., dict[str, Any]] | None
@@ -378,6 +378,7 @@ class Training:
             "state_size": self.model.state_size(),
             "state_bytes": self.model.state_bytes(),
             "notes": self.model.notes(),
+            "executions": executions(dismantle(self.model)[0], self.mesh, self.state, *self.called[:1]),
             "seconds": self.seconds(),
             "steps_per_s": speed,
             "tokens_per_s": speed * self.tokens,

@@ -32,8 +32,8 @@ from transformer_jax.store import place, remote, writable, write_text
 from transformer_jax.train.config import Train
 
 CONFIG = "config.json"
-MESH = "train.mesh"
-"""The setting that says where a run is computed, not what it is: it may go on on another mesh."""
+ELSEWHERE = ("train.mesh", "model.execution")
+"""The settings that say where and by what a run is computed, not what it is: it may go on on another mesh."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,12 @@ def resolved(run: Run) -> dict[str, Any]:
 
 
 def digest(run: Run) -> str:
-    """A hash of the settings. A source outside the program enters by its content, not by its path; the mesh
-    does not enter."""
+    """A hash of the settings. A source outside the program enters by its content, not by its path; those of
+    `ELSEWHERE` do not enter."""
     settings = {**resolved(run), "task": run.task.parameters()}
-    settings["train"].pop("mesh")
+    for name in ELSEWHERE:
+        part, field = name.split(".")
+        settings[part].pop(field, None)
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
@@ -140,7 +142,7 @@ def claim(run: Run, out: Path, *, label: str = "", command: str | None = None) -
             changed = ", ".join(
                 f"{name} is {json.dumps(old)} there and {json.dumps(new)} here"
                 for name, old, new in differences(stored["config"], now)
-                if not name.startswith(MESH)
+                if not name.startswith(ELSEWHERE)
             )
             raise BadInput(
                 f"{out} holds results of another configuration ({changed or 'other data'}): choose another "

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from transformer_jax.kernels.choice import recording
 from transformer_jax.parallel.mesh import on
 from transformer_jax.parallel.rules import constrain_parameters
 from transformer_jax.train.config import Train
@@ -174,6 +175,19 @@ def _program(skeleton: Skeleton, train: Train, mesh: Mesh) -> Program:
             return placed(skeleton, mesh, forward(skeleton, params, rest, batch))
 
     return Program(update_rule(train), jax.jit(steps, donate_argnums=0), jax.jit(evaluate))
+
+
+def executions(skeleton: Skeleton, mesh: Mesh, state: State, stack: Batch | None = None) -> dict[str, str]:
+    """Which execution each mechanism of the program takes on this mesh for batches as in the stack
+    (k, B, ...), by its name: a kernel, or "xla" and why. One that has no kernel is not there. Only shapes are
+    read; without a stack nothing was computed."""
+    if stack is None:
+        return {}
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), stack)
+    with on(mesh), recording() as heard:
+        # A function of its own: JAX traces none twice.
+        jax.eval_shape(lambda *args: forward(skeleton, *args), state.params, state.rest, batch)
+    return {name: "; ".join(sorted(taken)) for name, taken in sorted(heard.items())}
 
 
 def started(build: Callable[..., Any], run: Run, mesh: Mesh) -> State:

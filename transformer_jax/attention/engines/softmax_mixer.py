@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 
 from transformer_jax.attention.contract import Capability, Layout, State
 from transformer_jax.attention.core import repeat_heads
-from transformer_jax.attention.engines import softmax_cache, softmax_sharded
+from transformer_jax.attention.engines import softmax_cache, softmax_kernel, softmax_sharded
 from transformer_jax.attention.engines.softmax import Streams, merge
 from transformer_jax.attention.engines.softmax_plan import Plan
 from transformer_jax.attention.heads import HeadMixer
@@ -21,7 +21,7 @@ from transformer_jax.attention.heads import HeadMixer
 class SoftmaxMixer(HeadMixer):
     """softmax(q kᵀ / √H) v over the keys that a query `sees`.
 
-    A variant gives `plan`, the blocks that are computed, and `sees`, the rule within them. Here the
+    A variant gives `plan`, the blocks that are computed, and `sees`, which keys a query sees. Here the
     rule depends on the distance i − j alone, which is what lets new tokens attend to each other and
     to the state apart, and merge. What else it does to a score is its `logit`, and to a result, `normalized`.
     """
@@ -36,6 +36,10 @@ class SoftmaxMixer(HeadMixer):
     def sees(self, i: jax.Array, j: jax.Array) -> jax.Array | None:
         """Does the query at i see the key at j? Broadcasts; None where every query sees every key."""
         raise NotImplementedError
+
+    def within(self, i: jax.Array, j: jax.Array) -> jax.Array | None:
+        """The same among the keys that `plan` lists; here the rule itself."""
+        return self.sees(i, j)
 
     def plan(self, queries: int, keys: int) -> Plan:
         raise NotImplementedError
@@ -67,9 +71,41 @@ class SoftmaxMixer(HeadMixer):
 
     def core(self, streams, layout, state):
         if state is None:
-            return self.normalized(*self.among(streams, layout), streams), {}
+            o = self.by_kernel(streams, layout)
+            return self.normalized(*self.among(streams, layout), streams) if o is None else o, {}
         (o, lse), state = self.continued(streams, layout, state)
         return self.normalized(o, lse, streams), state
+
+    soft_cap: float | None = None
+    """The bound of scores, where that is all that `logit` does to them."""
+
+    @property
+    def no_kernel(self) -> str:
+        """Why no kernel can do all of it, as a clause; empty where one may."""
+        kind = type(self)
+        if kind.among is not SoftmaxMixer.among:
+            return "it attends in several parts"
+        if kind.logit is not SoftmaxMixer.logit and self.soft_cap is None:
+            return "it does more to a score than to scale and to cap it"
+        if kind.normalized is not SoftmaxMixer.normalized:
+            return "it reads the denominator of its softmax"
+        return ""
+
+    def by_kernel(self, streams: Streams, layout: Layout) -> jax.Array | None:
+        """What `core` gives without a state, from a kernel of the device; None where none can."""
+        q, k, v = streams["q"], streams["k"], streams["v"]
+        if self.no_kernel:
+            softmax_kernel.refuse(self.no_kernel)
+            return None
+        place: Any = np.zeros((1, 1), int)
+        everything = self.within(place, place) is None
+        return softmax_kernel.attend(
+            *(q, k, v, layout, self.plan(q.shape[1], k.shape[1])),
+            rule=None if everything else self.within,
+            by_distance=not isinstance(self, StoredMixer),
+            scale=self.scale,
+            soft_cap=self.soft_cap,
+        )
 
     def read_by_score(self, streams: Streams) -> tuple[Streams, Streams]:
         """What `logit` reads of queries, with a head of its own for each, and of keys."""
@@ -105,7 +141,7 @@ class SoftmaxMixer(HeadMixer):
             key = {name: jnp.take(x, places, axis=min(x.ndim - 1, 1)) for name, x in key.items()}
         k, v = key.pop("k"), key.pop("v")
         plan = plan or self.plan(q.shape[1], k.shape[1])
-        score = partial(self.score, sees=sees) if sees else self.score
+        score = partial(self.score, sees=sees or self.within)
         return self.attend(q, k, v, plan, score, query=query, key=key)
 
     def attend(

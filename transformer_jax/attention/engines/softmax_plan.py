@@ -82,6 +82,26 @@ class Plan:
         """Query-key pairs that are computed, masked ones included: each costs two products of a head."""
         return sum(len(g.rows) * self.block * g.length for g in self.groups)
 
+    @property
+    def static(self) -> bool:
+        """Whether its lists are numbers, and not chosen by content."""
+        return all(
+            isinstance(g, Span) or isinstance(g.lists, np.ndarray) and g.lists.ndim == 2 for g in self.groups
+        )
+
+    def listed(self, row: int) -> np.ndarray:
+        """(S,) bool: the keys that are computed for a row of a static plan."""
+        keys = np.zeros(self.keys, bool)
+        for group in self.groups:
+            for at in np.flatnonzero(group.rows == row):
+                if isinstance(group, Span):
+                    keys[group.starts[at] : group.starts[at] + group.length] = True
+                    continue
+                for block in group.lists[at]:
+                    if block >= 0:
+                        keys[block * group.block : (block + 1) * group.block] = True
+        return keys
+
 
 def row_size(queries: int, block: int = BLOCK) -> int:
     """The row size nearest below `block` that cuts `queries` evenly, so that little is padded."""

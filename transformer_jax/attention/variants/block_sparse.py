@@ -81,6 +81,3 @@ class BlockSparse(StoredMixer):
         rows = [[key for key in self.blocks[row] if key <= last[row]] for row in range(count)]
         groups = listed(rows, self.block)
         return Plan(queries=queries, keys=keys, block=min(self.block, queries), groups=groups)
-
-    def among(self, streams, layout):
-        return super().among(streams, layout, sees=self.within)

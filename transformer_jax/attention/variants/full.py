@@ -54,6 +54,10 @@ class Full(CachedMixer):
     def plan(self, queries, keys):
         return band(queries, keys, after=0 if self.geometry.causal else None)
 
+    @property
+    def no_kernel(self):
+        return "all of its scores are to be in memory" if self.execution == "naive" else super().no_kernel
+
     def attend(self, q, k, v, plan, score, *, query, key):
         if self.execution == "naive":
             return softmax_naive.attend(q, k, v, score, query=query, key=key)

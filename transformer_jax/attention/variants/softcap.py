@@ -36,5 +36,9 @@ class Softcap(Full):
             scores = jnp.where(j <= i, scores, -jnp.inf)
         return jax.nn.softmax(scores, axis=-1) @ v
 
+    @property
+    def soft_cap(self):
+        return self.cap
+
     def logit(self, s, query, key):
         return self.cap * jnp.tanh(s / self.cap)

@@ -1,0 +1,99 @@
+"""The kernels through a TPU's real compiler, on a machine without one."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.util import find_spec
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from transformer_jax.attention.catalogue import build
+from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.kernels.choice import executing, recording
+from transformer_jax.parallel.mesh import BATCH, Axes, make_mesh, on
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("libtpu") is None, reason='no libtpu: install ".[tpu]" to compile for TPUs'),
+]
+
+MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
+CHIPS = {"v5e": ("v5e:2x2", {}), "v5p": ("v5:2x2x1", MEGACORE), "v6e": ("v6e:2x2", {})}
+
+
+def devices(chip: str) -> list:
+    from jax.experimental import topologies
+
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    name, options = CHIPS[chip]
+    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+
+
+def compiled(chip: str, name: str, length: int, axes: Axes = Axes(), parts: int = 1, **options):  # noqa: B008
+    """The core of a mechanism, forward and backward in its streams, for that chip; and what it ran on."""
+    mesh = make_mesh(axes, devices(chip)[:parts])
+    geometry = Geometry(width=512, heads=4, kv_heads=2, head_size=128, length=length, dtype="bfloat16")
+    mixer, layout = build(name, geometry, rngs=nnx.Rngs(0), **options), Layout.plain(2, length)
+    x = jax.ShapeDtypeStruct((2, length, 512), jnp.bfloat16)
+    streams = jax.eval_shape(lambda x: mixer.streams(x, layout)[0], x)
+
+    def total(streams):
+        with executing(name, "auto"):
+            return jnp.sum(mixer.core(streams, layout, None)[0].astype(jnp.float32) ** 2)
+
+    def both(streams):
+        with on(mesh):
+            return jax.value_and_grad(total)(streams)
+
+    where = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor")), streams)
+    with recording() as heard:
+        lowered = jax.jit(both, in_shardings=(where,)).lower(streams)
+    [said] = heard[name]
+    return lowered.compile(), said
+
+
+def largest_square(text: str, length: int) -> list[str]:
+    """The arrays of a program with two axes as long as the sequence."""
+    return [shape for shape in re.findall(r"\[([\d,]+)\]", text) if shape.split(",").count(str(length)) > 1]
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name, options", [("full", {}), ("sliding_window", {"window": 1024})])
+def test_full_and_windowed_attention_run_on_splash_without_an_array_of_all_pairs(chip, name, options):
+    length = 8192
+    program, said = compiled(chip, name, length, **options)
+    assert said == "splash"
+    assert program.as_text().count('custom_call_target="tpu_custom_call"') == 3, "forward, dq, dk and dv"
+    assert not largest_square(program.as_text(), length)
+    one_head = length * length * 2
+    assert program.memory_analysis().temp_size_in_bytes < one_head
+
+
+def test_block_sparse_attention_runs_on_splash():
+    length, block = 4096, 128
+    blocks = tuple(tuple(sorted({0, row // 2, row})) for row in range(length // block))
+    program, said = compiled("v5e", "block_sparse", length, block=block, blocks=blocks)
+    assert said == "splash" and not largest_square(program.as_text(), length)
+
+
+def test_on_a_mesh_each_device_has_its_rows_and_heads():
+    program, said = compiled("v5e", "full", 2048, Axes(data=2, tensor=2), 4)
+    assert said == "splash"
+    calls = [line for line in program.as_text().splitlines() if "tpu_custom_call" in line]
+    assert len(calls) == 3 and all("bf16[2,2048,128]" in line for line in calls), "of 4 heads each has 2"
+    assert "all-gather" not in program.as_text(), "nothing is brought to a device that it does not need"
+
+
+def test_a_cut_sequence_and_a_bias_run_on_xla_and_say_so():
+    for name, axes, parts, why in (
+        ("full", Axes(sequence=2), 2, "cut over devices"),
+        ("alibi", Axes(), 1, "more to a score"),
+    ):
+        program, said = compiled("v5e", name, 1024, axes, parts)
+        assert said.startswith("xla (") and why in said
+        assert "tpu_custom_call" not in program.as_text()

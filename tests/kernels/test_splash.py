@@ -1,0 +1,156 @@
+"""Softmax attention on the splash kernel, interpreted, against the definition in float64."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from transformer_jax.attention.catalogue import build, catalogue
+from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.attention.core import CoreMixer
+from transformer_jax.attention.definition import by_definition
+from transformer_jax.attention.engines.softmax_kernel import tiles_of
+from transformer_jax.attention.engines.softmax_mixer import SoftmaxMixer
+from transformer_jax.attention.engines.softmax_plan import band
+from transformer_jax.conformance.subject import agree, jit
+from transformer_jax.errors import BadInput
+from transformer_jax.kernels.choice import executing, recording
+from transformer_jax.kernels.splash import TileMask, by_distance
+
+B, N, K, H = 2, 4, 2, 16
+BLOCKS = tuple(tuple(sorted({0, row // 2, row, min(row + 1, 9)})) for row in range(10))
+
+
+def mixer_of(name: str, dtype: str, *, causal: bool = True, length: int, **options) -> CoreMixer:
+    geometry = Geometry(width=32, heads=N, kv_heads=K, head_size=H, length=length, causal=causal, dtype=dtype)
+    return build(name, geometry, rngs=nnx.Rngs(0), **options)
+
+
+def streams_of(mixer: CoreMixer, length: int, dtype: str) -> dict[str, jax.Array]:
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((B, length, 32)), dtype)
+    streams, _ = mixer.streams(x, Layout.plain(B, length))
+    return {name: s.astype(dtype) for name, s in streams.items()}
+
+
+def differentiated(core, streams, seen):
+    """(o, gradient in the streams) of a weighted sum of o, where `seen`."""
+
+    def total(streams):
+        o = core(streams) * seen
+        weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
+        return jnp.sum(o.astype(jnp.promote_types(o.dtype, jnp.float32)) * weights), o
+
+    (_, o), gradient = jax.value_and_grad(total, has_aux=True)(streams)
+    return o, gradient
+
+
+def by_kernel(mixer: CoreMixer, layout: Layout, streams):
+    with executing(mixer.name, "interpret"), recording() as heard:
+        o, _ = mixer.core(streams, layout, None)
+    assert heard == {mixer.name: {"splash (interpreted)"}}
+    return o
+
+
+CASES = [
+    ("full", True, {}),
+    ("full", False, {}),
+    ("sliding_window", True, {"window": 40}),
+    ("sliding_window", False, {"window": 40}),
+    ("block_sparse", True, {"block": 32, "blocks": BLOCKS}),
+    ("block_sparse", False, {"block": 32, "blocks": BLOCKS}),
+    ("softcap", True, {"cap": 0.5}),
+    ("multi_head_latent", True, {}),  # keys longer than values
+    ("differential", True, {}),  # two queries per head
+]
+
+
+@pytest.mark.parametrize("name, causal, options", CASES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_is_the_definition(name, causal, options, dtype):
+    """Values and gradients, at a length that no tile divides."""
+    length = 300
+    mixer = mixer_of(name, dtype, causal=causal, length=length, **options)
+    streams, layout = streams_of(mixer, length, dtype), Layout.plain(B, length)
+    o, gradient = jit(lambda s: differentiated(partial(by_kernel, mixer, layout), s, 1.0))(streams)
+    with jax.enable_x64(True):
+        exact = {name: np.asarray(s, np.float64) for name, s in streams.items()}
+        o_wanted, gradient_wanted = jit(lambda s: differentiated(partial(by_definition, mixer), s, 1.0))(
+            exact
+        )
+    agree(o, o_wanted, within=mixer.tolerance[dtype], what=f"values in {dtype}")
+    agree(gradient, gradient_wanted, within=2 * mixer.tolerance[dtype], what=f"gradient in {dtype} of ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, mixer in catalogue().items() if issubclass(mixer, SoftmaxMixer)])
+def test_every_mechanism_that_takes_the_kernel_is_its_definition(name):
+    kind, length = catalogue()[name], 160
+    mixer = mixer_of(name, "float32", causal=kind.capability.defined("causal"), length=length, **kind.small)
+    streams, layout = streams_of(mixer, length, "float32"), Layout.plain(B, length)
+    with recording() as heard, executing(name, "interpret"):
+        try:
+            o = jit(lambda s: mixer.core(s, layout, None)[0])(streams)
+        except BadInput as refusal:
+            pytest.skip(str(refusal))
+    if not heard:
+        pytest.skip("its core is its own")
+    with jax.enable_x64(True):
+        exact = {name: np.asarray(s, np.float64) for name, s in streams.items()}
+        agree(o, jit(partial(by_definition, mixer))(exact), within=mixer.tolerance["float32"], what=name)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name, causal, options", CASES[:4])
+def test_padding_and_packing_are_those_of_the_engine(name, causal, options, packed):
+    length = 200
+    mixer = mixer_of(name, "float32", causal=causal, length=length, **options)
+    streams = streams_of(mixer, length, "float32")
+    segments = jnp.asarray(np.stack([np.arange(length) // 70, np.arange(length) // 128]), jnp.int32)
+    lengths = jnp.asarray([length, 33])  # of the second row not even a tile
+    layout = Layout(Layout.plain(B, length).positions, segments if packed else None, lengths)
+    seen = layout.valid[..., None, None]
+    found = jit(lambda s: differentiated(partial(by_kernel, mixer, layout), s, seen))(streams)
+    wanted = jit(lambda s: differentiated(lambda s: mixer.core(s, layout, None)[0], s, seen))(streams)
+    agree(found, wanted, within=1e-5, what="with padding ")
+
+
+@pytest.mark.parametrize("before, after", [(None, 0), (60, 0), (130, 130), (None, None)])
+def test_the_tiles_of_a_pattern_are_the_pattern(before, after):
+    """Both ways to them, against the mask written out."""
+
+    def rule(i, j):
+        past = (i - j <= before) if before is not None else (i == i)
+        return past & (j - i <= after) if after is not None else past & (j == j)
+
+    tile, queries = 128, 500
+    i, j = np.arange(512)[:, None], np.arange(512)[None]
+    found = dense(by_distance(rule, queries, queries, tile))
+    np.testing.assert_array_equal(found, rule(i, j))
+    plan = band(queries, queries, before=before, after=after)
+    assert plan.static
+    placed = dense(tiles_of(plan, rule, False))[:queries, :queries]
+    np.testing.assert_array_equal(placed, found[:queries, :queries])
+
+
+def test_without_a_rule_every_tile_is_whole():
+    assert by_distance(None, 300, 500, 128).kinds.tolist() == [[TileMask.EVERY] * 4] * 3
+
+
+def dense(mask: TileMask) -> np.ndarray:
+    rows, columns = mask.kinds.shape
+    at = lambda n: slice(n * mask.tile, (n + 1) * mask.tile)
+    whole = lambda part: np.broadcast_to(part, (mask.tile, mask.tile))
+    return np.block([[whole(mask[at(r), at(c)]) for c in range(columns)] for r in range(rows)])
+
+
+def test_equal_masks_are_one_to_the_caches_of_the_kernel():
+    causal = lambda i, j: j <= i
+    first, same = (by_distance(causal, 512, 512, 128) for _ in range(2))
+    other = by_distance(lambda i, j: j < i, 512, 512, 128)
+    assert first == same and hash(first) == hash(same) and first != other
+    assert len(first.parts) == 1, "tiles on one diagonal are equal"

@@ -1,0 +1,197 @@
+"""Softmax attention over a static pattern on a TPU: JAX's splash attention, forward and backward.
+
+It must equal `transformer_jax.attention.engines.softmax.attend`, whose o it gives (not the lse). Tiles of
+the pattern that no query sees are never computed, and no array of T² entries exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+NAME = "splash"
+TILES = (512, 256, 128)
+"""Queries, and keys, of a tile: the first that is no longer than what a query sees, the last otherwise.
+128 is the least that the kernel takes."""
+DTYPES = ("float32", "bfloat16")
+
+
+class TileMask(splash.Mask):
+    """Which keys a query sees, tile by tile.
+
+    Only tiles that are seen in part have a mask, equal ones the same.
+
+    Attributes:
+      tile: queries, and keys, of a tile.
+      kinds: (tiles of queries, tiles of keys) int: −1 where all is seen, −2 where nothing, else the number of
+        its mask in `parts`.
+      parts: (tile, tile) bool each.
+    """
+
+    EVERY, NONE = -1, -2
+
+    def __init__(self, kinds: np.ndarray, parts: Sequence[np.ndarray], tile: int):
+        self.kinds, self.parts, self.tile = kinds, parts, tile
+        seal = hashlib.sha256(f"{kinds.shape} {tile}".encode() + kinds.tobytes())
+        for part in parts:
+            seal.update(part.tobytes())
+        self._digest = seal.digest()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kinds.shape[0] * self.tile, self.kinds.shape[1] * self.tile
+
+    def __getitem__(self, idx) -> np.ndarray:
+        row, column = (at.start // self.tile for at in idx)
+        kind = self.kinds[row, column]
+        # Of a uniform tile only `any` and `all` are asked: one element answers as well as 512².
+        return np.full((1, 1), kind == self.EVERY) if kind < 0 else self.parts[kind]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TileMask) and self._digest == other._digest
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+
+def tile_size(keys_seen: float) -> int:
+    """The tile for queries that see so many keys each."""
+    return next((tile for tile in TILES if tile <= keys_seen), TILES[-1])
+
+
+def by_distance(rule: Callable | None, queries: int, keys: int, tile: int) -> TileMask:
+    """The mask of a rule (i, j) → bool that depends on i − j alone; None: every query sees every key.
+
+    As tiles on one diagonal are equal, the rule is asked once per distance.
+    """
+    rows, columns = -(-queries // tile), -(-keys // tile)
+    if rule is None:
+        return TileMask(np.full((rows, columns), TileMask.EVERY), [], tile)
+    distance = np.arange(-columns * tile + 1, rows * tile)
+    seen = known(rule, distance, np.zeros_like(distance))
+    within = np.arange(tile)[:, None] - np.arange(tile)[None] + columns * tile - 1
+    numbered = Numbered()
+    diagonal = [numbered(seen[(n - columns + 1) * tile + within]) for n in range(rows + columns - 1)]
+    kinds = np.array(diagonal)[np.arange(rows)[:, None] - np.arange(columns)[None] + columns - 1]
+    return TileMask(kinds, numbered.parts, tile)
+
+
+def by_place(rule: Callable, queries: int, keys: int, listed: np.ndarray, tile: int) -> TileMask:
+    """The mask of any static rule (i, j) → bool, asked within the `listed` tiles, (tiles of queries, tiles of
+    keys) bool; in no other is anything seen."""
+    numbered = Numbered()
+    kinds = np.full(listed.shape, TileMask.NONE)
+    place = np.arange(tile)
+    for row, column in np.argwhere(listed):
+        i = np.minimum(row * tile + place, queries - 1)[:, None]
+        j = np.minimum(column * tile + place, keys - 1)[None]
+        kinds[row, column] = numbered(np.broadcast_to(known(rule, i, j), (tile, tile)))
+    return TileMask(kinds, numbered.parts, tile)
+
+
+class Numbered:
+    """Numbers masks of tiles, equal ones alike."""
+
+    def __init__(self):
+        self.parts: list[np.ndarray] = []
+        self.numbers: dict[bytes, int] = {}
+
+    def __call__(self, seen: np.ndarray) -> int:
+        if seen.all():
+            return TileMask.EVERY
+        if not seen.any():
+            return TileMask.NONE
+        number = self.numbers.setdefault(np.packbits(seen).tobytes(), len(self.parts))
+        if number == len(self.parts):
+            self.parts.append(np.ascontiguousarray(seen))
+        return number
+
+
+def known(rule: Callable, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """rule(i, j) as numbers, also while a program is traced."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(rule(i, j))
+
+
+def refusal(q, k, v) -> str:
+    """Why the kernel cannot take these (B, T, N, H), (B, S, K, H), (B, S, K, M); empty where it can."""
+    if not {x.dtype.name for x in (q, k, v)} <= set(DTYPES):
+        return f"splash attention computes in {' or '.join(DTYPES)}, not {q.dtype.name}"
+    if len({q.dtype, k.dtype, v.dtype}) > 1:
+        return "splash attention wants q, k and v of one dtype"
+    return ""
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: TileMask,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """softmax(soft_cap tanh(scale q kᵀ / soft_cap)) v over what the mask and the segments let a query see.
+
+    Args:
+      q: (B, T, N, H). k: (B, S, K, H), query head n reading key head n // (N / K). v: (B, S, K, M).
+      mask: covers T × S.
+      soft_cap: None for none.
+      query_segments, key_segments: (B, T), (B, S) ≥ 0, −1 where padded; both or neither. What a padded query
+        gets is arbitrary, and finite.
+      interpret: by JAX, on any device.
+
+    Returns:
+      (B, T, N, M) in the dtype of q.
+    """
+    batch, length, keys = *q.shape[:2], k.shape[1]
+    rows, columns = (total - size for total, size in zip(mask.shape, (length, keys), strict=True))
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
+    if query_segments is None and columns:
+        query_segments = jnp.zeros((batch, length), jnp.int32)
+        key_segments = jnp.zeros((batch, keys), jnp.int32)
+
+    def filled(x, missing, value=0):
+        more = [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x, more, constant_values=value) if missing else x
+
+    q, k, v = filled(q, rows), filled(k, columns), filled(v, columns)
+    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
+    segments = None
+    if query_segments is not None:
+        segments = splash.SegmentIds(
+            filled(query_segments, rows, -1).astype(jnp.int32),
+            filled(key_segments, columns, -1).astype(jnp.int32),
+        )
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([mask] * q.shape[1]),
+        block_sizes=tiles(mask.tile),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=soft_cap,
+        interpret=interpret,
+    )
+    o = jax.vmap(kernel)(q, k, v, segments)
+    return jnp.moveaxis(o, 1, 2)[:, :length]
+
+
+def tiles(size: int) -> splash.BlockSizes:
+    """Of the forward pass and of both backward ones. (The fused backward pass keeps T²/tile numbers.)"""
+    return splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
