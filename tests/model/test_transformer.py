@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,6 +103,16 @@ def test_an_encoder_ignores_padding(pooling, norm_position):
     logits = logits_of(m, x, lengths=jnp.array([20, 7, 0]))
     assert logits.shape == (3, 3) and np.isfinite(logits).all()
     np.testing.assert_allclose(logits[1:2], logits_of(m, x[1:2, :7]), atol=3e-5)
+
+
+def test_a_classifier_may_have_a_hidden_layer():
+    """Its logits are those of the vector that the linear one reads, through two matrices and a ReLU."""
+    x = tokens(2, 20)
+    encoder = partial(model, causal=False, target="sequence", mlp_ratio=1.0, embeddings="untied")
+    linear, mlp = encoder(outputs=16), encoder(outputs=3, classifier="mlp")
+    linear.head.kernel[...] = jnp.eye(16)
+    hidden = jax.nn.relu(logits_of(linear, x) @ mlp.classifier.kernel[...])  # its biases begin at zero
+    np.testing.assert_allclose(logits_of(mlp, x), hidden @ mlp.head.kernel[...], atol=1e-6)
 
 
 def gradients(m, x, **call):

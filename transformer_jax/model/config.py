@@ -56,7 +56,8 @@ class Transformer:
       embeddings: whether the output layer shares the input embedding's matrix.
       convolution: taps of a short causal convolution before each mixer (arXiv:2402.18668), 0 for
         none. A mechanism that brings its own gets no second one.
-      pooling: how an encoder becomes one vector, for classification.
+      pooling: how an encoder becomes one vector, for classification. classifier: how that vector becomes
+        logits: by one matrix, or through a hidden layer of `hidden` channels and a ReLU.
       remat: what the backward pass recomputes instead of keeping it: nothing; each layer whole ("full");
         all but matrix products ("dots"), or all but products with parameters ("projections").
       compute: dtype of activations; parameters are float32.
@@ -81,6 +82,7 @@ class Transformer:
     embeddings: Literal["tied", "untied"] = "tied"
     convolution: int = 0
     pooling: Literal["mean", "first"] = "mean"
+    classifier: Literal["linear", "mlp"] = "linear"
     remat: Literal["none", "full", "dots", "projections"] = "none"
     compute: Literal["float32", "bfloat16"] = "float32"
     execution: Execution = "auto"

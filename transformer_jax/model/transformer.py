@@ -118,9 +118,13 @@ class Model(nnx.Module):
                 f"Tied embeddings need as many outputs as tokens, here {outputs} and {vocabulary}: "
                 f'set model.embeddings to "untied".'
             )
+        through = target == "sequence" and config.classifier == "mlp"
+        read = config.hidden if through else config.width
+        across = partial(nnx.Linear, dtype=dtype, rngs=rngs, kernel_metadata=named("- embed"))
+        self.classifier = across(config.width, read) if through else None
         if not self.tied:
             self.head = nnx.Linear(
-                config.width,
+                read,
                 outputs,
                 use_bias=False,
                 dtype=dtype,
@@ -216,6 +220,8 @@ class Model(nnx.Module):
                 valid = layout.valid[..., None]
                 # A row that is all padding has nothing to average: it reads out zeros.
                 x = jnp.where(valid, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
+            if self.classifier is not None:
+                x = jax.nn.relu(self.classifier(x))
         matrix = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
         # Summed and kept in float32: logits rounded to bfloat16 would cost hundredths of a nat, and tie.
         logits = jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
