@@ -119,12 +119,12 @@ class Model(nnx.Module):
                 f'set model.embeddings to "untied".'
             )
         through = target == "sequence" and config.classifier == "mlp"
-        read = config.hidden if through else config.width
+        vector = config.hidden if through else config.width
         across = partial(nnx.Linear, dtype=dtype, rngs=rngs, kernel_metadata=named("- embed"))
-        self.classifier = across(config.width, read) if through else None
+        self.classifier = across(config.width, vector) if through else None
         if not self.tied:
             self.head = nnx.Linear(
-                read,
+                vector,
                 outputs,
                 use_bias=False,
                 dtype=dtype,
