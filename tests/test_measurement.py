@@ -85,7 +85,11 @@ def test_it_is_reported_from_its_files(tmp_path, capsys):
     assert sorted(path.name for path in kept.iterdir()) == ["experiment.json", "measurements.jsonl", "report"]
     assert "cost.png" in text and not (kept / "report" / "cost.png").exists()
     assert cli.main(["report", str(kept.parent)]) == 0  # a folder of kept results, summed up
-    assert "## Title" in (kept.parent / "README.md").read_text()
+    summary = (kept.parent / "README.md").read_text()
+    # 128², that is 16,384 ms, and 12,800 ms at 128 tokens; the fastest first.
+    row = next(line for line in summary.splitlines() if line.startswith("| `m` | smoke, "))
+    assert row.endswith("| steps/s at T = 128: linear 0.0781 (1.3×), full 0.061 (1×) | none published |")
+    assert "## Title" in summary
     capsys.readouterr()
     assert cli.main(["report", "--json", str(out)]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from transformer_jax.report import index
 from transformer_jax.report.keep import keep
+from transformer_jax.report.measured import results
 from transformer_jax.report.results import read
 from transformer_jax.report.write import report
 
@@ -73,7 +74,7 @@ def test_the_summaries_say_what_the_records_say():
     assert directories and (KEPT / "README.md").read_text() == index.page(directories), (
         "run `transformer-jax report experiments/results`"
     )
-    table = index.overview([read(directory) for directory in directories])
+    table = index.overview([results(directory) for directory in directories])
     assert f"<!-- results -->\n\n{table}" in (ROOT / "README.md").read_text(), (
         "copy the first table of experiments/results/README.md into README.md, after <!-- results -->"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from transformer_jax.report.table import Column, Sheet
 
 Row = dict[str, Any]
 LEVEL = 0.05
+NOT_CLAIMED = "not claimed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def claims(rows: Sequence[Row]) -> Sheet:
             str(m),
             f"{ratio:.2g} [{low:.2g}, {high:.2g}]",
             f"{p[key]:.1g}" if key in p else "–",
-            verdict(ratio, p.get(key)) if claim.made else "not claimed",
+            verdict(ratio, p.get(key)) if claim.made else NOT_CLAIMED,
         )
         for key, (claim, m, (ratio, low, high)) in found.items()
     )
@@ -138,6 +140,21 @@ def claims(rows: Sequence[Row]) -> Sheet:
             "The source (arXiv:2009.14794, Figure 4) states the claims and draws curves, without numbers.",
         ),
     )
+
+
+def ranking(rows: Sequence[Row]) -> str:
+    """The error of each estimator with the most features, the smallest first."""
+    m = _features(rows)[-1]
+    means = {name: interval(list(logs(rows, name, m).values()))[0] for name in _estimators(rows)}
+    return f"mean square error at m = {m}: " + ", ".join(
+        f"{name.replace(', ', ' ')} {means[name]:.2g}" for name in sorted(means, key=lambda name: means[name])
+    )
+
+
+def judged(rows: Sequence[Row]) -> str:
+    """How often each verdict was passed, the most frequent first."""
+    words = Counter(row[-1] for row in claims(rows).rows if row[-1] != NOT_CLAIMED)
+    return ", ".join(f"{n} {word}" for word, n in words.most_common())
 
 
 def verdict(ratio: float, p: float | None) -> str:

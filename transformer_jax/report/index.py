@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from transformer_jax.report import measured
-from transformer_jax.report.results import Results, read
+from transformer_jax.report.measured import Measured
+from transformer_jax.report.results import Results
 from transformer_jax.report.sheets import NOTHING, against_published, central, metric_name
 from transformer_jax.report.summary import Summary, remarks, summarize
 from transformer_jax.report.table import Column, Sheet, markdown
@@ -25,36 +27,31 @@ def held(folder: Path) -> list[Path]:
 
 def page(directories: list[Path]) -> str:
     """README.md beside the directories, computed from their records."""
-    measurements = [one for directory in directories if (one := measured.read(directory))]
-    everything = [read(directory) for directory in directories if not measured.read(directory)]
+    everything = [measured.results(directory) for directory in directories]
     head = (
         "Written by `transformer-jax report` from the records below: every number in it is computed from "
         "them, and can be again."
     )
-    return "\n".join(
-        [
-            f"# {TITLE}",
-            "",
-            head,
-            "",
-            overview(everything),
-            *map(_section, everything),
-            *map(measured.section, measurements),
-        ]
-    )
+    sections = [_section(one) if isinstance(one, Results) else measured.section(one) for one in everything]
+    return "\n".join([f"# {TITLE}", "", head, "", overview(everything), *sections])
 
 
-def overview(everything: list[Results]) -> str:
+def overview(everything: Sequence[Results | Measured]) -> str:
     """A row for each experiment: what was run, how it came out, what it says of the published numbers."""
-    rows = []
-    for results in everything:
-        summaries = summarize(results)
-        words = Counter(verdict.word for s in summaries for verdict in s.verdicts.values())
-        said = ", ".join(f"{n} {word}" for word, n in words.most_common()) or "none published"
-        rows.append((f"`{results.directory.name}`", _setting(results), _ranking(results, summaries), said))
+    rows = tuple(
+        (f"`{one.directory.name}`", *(_row(one) if isinstance(one, Results) else measured.overview(one)))
+        for one in everything
+    )
     names = ("experiment", "setting", "result", "beside the published")
-    sheet = Sheet(title="", columns=tuple(Column(name, "words") for name in names), rows=tuple(rows))
+    sheet = Sheet(title="", columns=tuple(Column(name, "words") for name in names), rows=rows)
     return "\n".join(markdown(sheet).splitlines()[2:]) + "\n"
+
+
+def _row(results: Results) -> tuple[str, str, str]:
+    summaries = summarize(results)
+    words = Counter(verdict.word for s in summaries for verdict in s.verdicts.values())
+    said = ", ".join(f"{n} {word}" for word, n in words.most_common()) or "none published"
+    return _setting(results), _ranking(results, summaries), said
 
 
 def _setting(results: Results) -> str:

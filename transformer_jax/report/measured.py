@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 
 from transformer_jax.errors import BadInput
 from transformer_jax.report import approximated, html, plots
-from transformer_jax.report.results import device_in_words
+from transformer_jax.report import results as trained
+from transformer_jax.report.results import Results, device_in_words
 from transformer_jax.report.sheets import NOTHING
 from transformer_jax.report.table import Column, Sheet, markdown
 
@@ -46,6 +47,7 @@ class Quantity:
 
     name: str
     title: str
+    unit: str
     form: str
     values: dict[str, dict[str, float]]
 
@@ -59,6 +61,11 @@ def read(directory: Path) -> Measured | None:
     if not lines:
         raise BadInput(f"{directory} has no measurement yet: let `run` finish a part of it.")
     return Measured(directory=directory, experiment=record, rows=tuple(map(json.loads, lines)))
+
+
+def results(directory: Path) -> Results | Measured:
+    """What a directory holds: a measurement, or what was trained. Raises BadInput where it holds neither."""
+    return read(directory) or trained.read(directory)
 
 
 def sheets(measured: Measured) -> list[Sheet]:
@@ -136,6 +143,35 @@ def section(measured: Measured) -> str:
     return "\n".join([*lines, *(f"#{markdown(sheet)}" for sheet in sheets(measured))])
 
 
+def overview(measured: Measured) -> tuple[str, str, str]:
+    """What the first table of that README says of it: how it was had, how it came out, beside what."""
+    outcome, beside = [], []
+    if errors := measured.of("approximation"):
+        outcome.append(approximated.ranking(errors))
+        beside.append(approximated.judged(errors))
+    if measured.of("measurement"):
+        speed = quantities(measured)[0]
+        outcome.append(ranking(speed))
+        if measured.experiment["published"].get(speed.name):
+            beside.append("ratios, without a verdict")
+    return setting(measured), "; ".join(outcome), "; ".join(beside) or "none published"
+
+
+def ranking(quantity: Quantity) -> str:
+    """Every program at the greatest length, the one with most first, with its ratio to the first program."""
+    parts = {part for values in quantity.values.values() for part in values}
+    if not parts:
+        return NOTHING
+    part = max(parts, key=_length)
+    found = {name: values[part] for name, values in quantity.values.items() if part in values}
+    first = found.get(next(iter(quantity.values)))
+    shown = (
+        f"{name} {found[name]:{quantity.form}}" + (f" ({found[name] / first:.2g}×)" if first else "")
+        for name in sorted(found, key=lambda name: -found[name])
+    )
+    return f"{quantity.unit} at {part}: {', '.join(shown)}"
+
+
 def setting(measured: Measured) -> str:
     """Scale, device and day."""
     experiment = measured.experiment
@@ -156,9 +192,11 @@ def quantities(measured: Measured) -> list[Quantity]:
         if row[f"{timed}_temporaries"]:
             memory[row["name"]][part] = row[f"{timed}_temporaries"] / 2**20
     unit = "steps/s" if timed == "step" else "passes/s"
-    found = [Quantity(name="steps/s", title=f"{timed.replace('_', ' + ')}: {unit}", form=".3g", values=speed)]
+    title = f"{timed.replace('_', ' + ')}: {unit}"
+    found = [Quantity(name="steps/s", title=title, unit=unit, form=".3g", values=speed)]
     if any(memory.values()):
-        found.append(Quantity(name="memory", title="temporaries, MiB", form=",.1f", values=memory))
+        title = "temporaries, MiB"
+        found.append(Quantity(name="memory", title=title, unit="MiB", form=",.1f", values=memory))
     return found
 
 

@@ -14,7 +14,7 @@ from transformer_jax.errors import BadInput
 from transformer_jax.report import compare, html, index, measured, plots, table, tradeoffs
 from transformer_jax.report.keep import keep
 from transformer_jax.report.measured import Measured
-from transformer_jax.report.results import Results, differing_versions, read
+from transformer_jax.report.results import Results, differing_versions
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.statistics import spread
 from transformer_jax.report.summary import COUNTED, p_values, standing, summarize
@@ -41,11 +41,11 @@ def report(
         pages = [page for child in children for page in report([child], console)]
         write_text(place(directories[0]) / "README.md", index.page(children))
         return pages
-    found = [_read(place(directory)) for directory in directories]
+    found = [measured.results(place(directory)) for directory in directories]
     if kept is not None:
         if len(found) > 1:
             raise BadInput(f"--keep takes one directory of results, not {len(found)}: keep each alone.")
-        found = [_read(keep(found[0], kept))]
+        found = [measured.results(keep(found[0], kept))]
     everything = [one for one in found if isinstance(one, Results)]
     warnings = version_warnings(everything)
     for warning in warnings:
@@ -60,10 +60,6 @@ def report(
         console.print(f"Wrote {pages[-1]}", highlight=False, markup=False, soft_wrap=True)
     _show(beside, console)
     return pages
-
-
-def _read(directory: Path) -> Results | Measured:
-    return measured.read(directory) or read(directory)
 
 
 def _tables(one: Results | Measured) -> list[Sheet]:
@@ -155,7 +151,7 @@ def numbers(results: Results) -> list[dict[str, Any]]:
 def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """One JSON object for each warning, each variant of each directory and each difference to the first; and
     the rows of measurements."""
-    found = [_read(place(directory)) for directory in directories]
+    found = [measured.results(place(directory)) for directory in directories]
     yield from (row for one in found if isinstance(one, Measured) for row in one.rows)
     everything = [one for one in found if isinstance(one, Results)]
     for warning in version_warnings(everything):
