@@ -105,10 +105,10 @@ def test_the_verb_runs_it(name, tmp_path, capsys):
     small = {
         "lra_efficiency": ["--measure.variants", "full,linear", "--measure.layers", "1"],
         "performer_approximation": ["--measure.length", "64", "--measure.features", "8"]
-        + ["--measure.draws", "5"],
+        + ["--measure.draws", "5", "--measure.spread", "0.5"],
     }[name]
     words = ["run", name, *small, "--measure.lengths", "64,128", "--out", str(tmp_path / "m")]
     assert cli.main(words) == 0
     text = (tmp_path / "m" / "report" / "report.md").read_text()
-    wanted = {"lra_efficiency": "steps/s", "performer_approximation": "The claims"}[name]
+    wanted = {"lra_efficiency": "steps/s", "performer_approximation": "a standard deviation of 0.5."}[name]
     assert wanted in text and "Growth with T" in text

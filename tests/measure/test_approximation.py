@@ -17,10 +17,11 @@ pytestmark = pytest.mark.quick
 T, H, M = 64, 4, 16
 
 
-def in_float64(estimator: str, draw: int) -> dict[str, float]:
+def in_float64(estimator: str, draw: int, spread: float) -> dict[str, float]:
     """The row of a draw, from the features that the mechanism drew and nothing else of it."""
     mechanism, draws = ESTIMATORS[estimator]
     q, k, v = np.asarray(jax.random.normal(jax.random.key(draw), (3, T, H)), np.float64)
+    q, k = spread * q, spread * k
     rngs = nnx.Rngs(jax.random.fold_in(jax.random.key(1), draw))
     geometry = Geometry(width=H, length=T, causal=False)
     built = catalogue.build(mechanism, geometry, features=M, draws=draws, rngs=rngs)
@@ -45,12 +46,13 @@ def in_float64(estimator: str, draw: int) -> dict[str, float]:
     }
 
 
-def test_errors_are_those_of_the_formulas():
-    parts = Approximation(length=T, head_size=H, features=(M,), draws=2).parts()
+@pytest.mark.parametrize("spread", [1.0, 0.5])
+def test_errors_are_those_of_the_formulas(spread):
+    parts = Approximation(length=T, head_size=H, features=(M,), draws=2, spread=spread).parts()
     rows = parts[f"m = {M}"](lambda line: None)
     assert len(rows) == 2 * len(ESTIMATORS)
     for row in rows:
-        wanted = in_float64(row["estimator"], row["draw"])
+        wanted = in_float64(row["estimator"], row["draw"], spread)
         # A trigonometric row is divided by a sum that nearly cancels: float32 keeps four digits of it.
         np.testing.assert_allclose([row[name] for name in wanted], list(wanted.values()), rtol=1e-3)
 
@@ -59,3 +61,5 @@ def test_parts_and_bad_sizes():
     assert list(Approximation(features=(4, 8), lengths=(64,)).parts()) == ["m = 4", "m = 8", "T = 64"]
     with pytest.raises(BadInput, match="at least 1"):
         Approximation(draws=0)
+    with pytest.raises(BadInput, match="spread=-1.0 must be above 0"):
+        Approximation(spread=-1.0)

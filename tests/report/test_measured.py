@@ -62,7 +62,7 @@ def errors(draws: int = 15) -> list[dict]:
         shared = random.normal()
         for name, factor in scale.items():
             error = factor * math.exp(shared + 0.05 * random.normal())
-            row = {"estimator": name, "features": 16, "draw": draw, "mse": error}
+            row = {"estimator": name, "features": 16, "draw": draw, "spread": 1.0, "mse": error}
             rows.append(row | {"small_entries": error, "large_entries": error})
     return rows
 

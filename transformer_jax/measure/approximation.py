@@ -32,13 +32,14 @@ ROWS = 64
 class Approximation:
     """The error of FAVOR+ (arXiv:2009.14794, Figure 4) against bidirectional softmax attention.
 
-    Queries, keys and values are standard normal and drawn anew for each draw, as the features are; the four
-    estimators of a draw see the same input.
+    Queries, keys and values are normal and drawn anew for each draw, as the features are; the four estimators
+    of a draw see the same input.
 
     Attributes:
       length: T. head_size: H.
       features: m, how many ω are drawn. A trigonometric estimate has a sine and a cosine of each.
       draws: of input and features.
+      spread: standard deviation of the entries of queries and keys; those of the values have 1.
       lengths: at which the time of a core is measured beside full attention; empty for none.
     """
 
@@ -46,11 +47,14 @@ class Approximation:
     head_size: int = 16
     features: tuple[int, ...] = (16, 32, 64, 128, 256)
     draws: int = 15
+    spread: float = 1.0
     lengths: tuple[int, ...] = ()
 
     def __post_init__(self):
         if min((self.length, self.head_size, self.draws, *self.features)) < 1 or not self.features:
             raise BadInput("measure: length, head_size, draws and each of features must be at least 1.")
+        if not self.spread > 0:
+            raise BadInput(f"measure.spread={self.spread} must be above 0.")
 
     def parts(self) -> dict[str, Callable[[Callable[[str], None]], list[Row]]]:
         """What can be measured apart: each number of features, and the time at each length."""
@@ -76,7 +80,8 @@ class Approximation:
         }
         rows = []
         for draw in range(self.draws):
-            qkv = jax.random.normal(jax.random.key(draw), (3, 1, self.length, 1, self.head_size))
+            q, k, v = jax.random.normal(jax.random.key(draw), (3, 1, self.length, 1, self.head_size))
+            qkv = self.spread * q, self.spread * k, v
             o, A = exact(*qkv, draw)
             order = jnp.argsort(A.reshape(-1))
             tenth = max(1, len(order) // 10)
@@ -90,6 +95,7 @@ class Approximation:
                         "estimator": name,
                         "features": features,
                         "draw": draw,
+                        "spread": self.spread,
                         "mse": float(mse),
                         "relative": float(mse / jnp.mean(o**2)),
                         "small_entries": float(jnp.median(off[:tenth])),
