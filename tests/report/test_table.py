@@ -5,12 +5,14 @@ import io
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from transformer_jax.report import table
-from transformer_jax.report.results import read
+from transformer_jax.report import index, measured, table
+from transformer_jax.report.measured import results
+from transformer_jax.report.results import Results, read
 from transformer_jax.report.sheets import sheets
 from transformer_jax.report.table import Column, Sheet
 
@@ -72,16 +74,47 @@ def test_latex_rows_have_as_many_cells_as_columns():
     assert body.count(r"\begin{") == body.count(r"\end{")
 
 
-def test_the_latex_document_compiles(tmp_path):
-    tex = next((name for name in ("pdflatex", "tectonic", "lualatex", "xelatex") if shutil.which(name)), None)
+PRINTED = "".join(
+    map(chr, [*range(32, 127), *range(0xA1, 0x250), *range(0x370, 0x400), *range(0x2010, 0x2300)])
+)
+
+
+def compiles(document: str, folder: Path) -> None:
+    """Draft mode: everything is set and nothing drawn, so no font is made. Skips where there is no TeX."""
+    tex = shutil.which("pdflatex")
     if tex is None:
-        pytest.skip("no TeX on this machine")
-    (tmp_path / "report.tex").write_text(table.latex_document(SHEET.title, [SHEET]))
-    flags = [] if tex == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
-    done = subprocess.run(
-        [tex, *flags, "report.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout[-2000:]
+        pytest.skip("no pdflatex on this machine: install texlive-latex-base and texlive-latex-recommended")
+    folder.mkdir(exist_ok=True)
+    (folder / "x.tex").write_text(document)
+    flags = ["-draftmode", "-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run([tex, *flags, "x.tex"], cwd=folder, capture_output=True, timeout=300)
+    log = done.stdout.decode(errors="replace")
+    assert done.returncode == 0 and "Missing character" not in log, log[-2000:]
+
+
+def test_the_document_of_a_table_compiles(tmp_path):
+    """Whatever stands in it: every character, and what a command before it could take for its own."""
+    columns = (Column("variant", "words"), Column("* τ ± 1"))
+    rows = (("[-1, 1]", "[2] 3"), ("*", "–"), (PRINTED, "1"))
+    sheet = Sheet(title=SHEET.title, columns=columns, rows=rows, notes=("[1] one", "* two", PRINTED))
+    compiles(table.latex_document(SHEET.title, [SHEET, sheet]), tmp_path)
+
+
+def test_a_table_compiles_with_the_packages_that_the_document_names(tmp_path):
+    document = table.latex_document("t", [SHEET])
+    packages = re.findall(r"^%   (\\usepackage.*)$", document, re.MULTILINE)
+    assert packages == list(table.PACKAGES)
+    lifted = "\n".join([r"\documentclass{article}", *packages, r"\begin{document}", table.latex(SHEET)])
+    compiles(lifted + r"\end{document}", tmp_path)
+
+
+def test_the_documents_of_reports_compile(fabricate, tmp_path):
+    trained = read(a_report_of_specials(fabricate))
+    compiles(table.latex_document(trained.experiment["title"], sheets(trained)), tmp_path / "trained")
+    for directory in index.held(Path(__file__).parents[2] / "experiments" / "results"):
+        found = results(directory)
+        written = sheets(found) if isinstance(found, Results) else measured.sheets(found)
+        compiles(table.latex_document(found.experiment["title"], written), tmp_path / directory.name)
 
 
 @pytest.mark.quick
@@ -95,10 +128,8 @@ SPECIAL = re.compile(r"(?<!\\)[_^#%~]|(?<!\\)\$[^$\\]*(?<!\\)\$|[^\x00-\x7f]")
 characters that the input encoding may lack."""
 
 
-@pytest.mark.quick
-def test_the_document_of_a_report_is_sound_tex(fabricate):
-    """Where no TeX is installed this stands for compiling: environments and braces close in order, each row
-    has as many cells as its table has columns, and no special character is bare."""
+def a_report_of_specials(fabricate):
+    """A directory of results whose names and notes hold what TeX reads otherwise."""
     published = {
         "source": "arXiv:1234.5678 & Table_1 (50% #2)",
         "tag": "exact",
@@ -108,8 +139,15 @@ def test_the_document_of_a_report_is_sound_tex(fabricate):
         "notes": {"a_b^c": "≥ 3 × the $budget$"},
     }
     scores = {"a_b^c": {0.1: [0.9] * 5, 0.2: ["failed"] * 5}, "b & c": {0.1: [0.5, 0.4, 0.5, 0.4, 0.5]}}
-    results = read(fabricate(scores, tests={"a_b^c": {"64": 0.5}}, published=published))
-    text = table.latex_document(results.experiment["title"], sheets(results))
+    return fabricate(scores, tests={"a_b^c": {"64": 0.5}}, published=published)
+
+
+@pytest.mark.quick
+def test_the_document_of_a_report_is_sound_tex(fabricate):
+    """Where no TeX is installed this stands for compiling: environments and braces close in order, each row
+    has as many cells as its table has columns, and no special character is bare."""
+    found = read(a_report_of_specials(fabricate))
+    text = table.latex_document(found.experiment["title"], sheets(found))
     open_ones, columns = [], 0
     for line in text.splitlines():
         for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", line):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.table import Table as RichTable
 
-# Backslash and braces first: every other replacement writes them.
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -20,27 +20,39 @@ _LATEX = {
     "_": r"\_",
     "{": r"\{",
     "}": r"\}",
+    "[": "{[}",  # at the head of a row or a note it would be an option of the command before it
+    "]": "{]}",
+    "*": "{*}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "−": r"$-$",
     "–": "--",
     "—": "---",
-    "×": r"$\times$",
-    "·": r"$\cdot$",
-    "τ": r"$\tau$",
-    "²": r"$^2$",
-    "√": r"$\surd$",
-    "→": r"$\rightarrow$",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
     "…": r"\ldots{}",
 }
+_MATHS = {
+    **dict(
+        zip("±−×·√⊙⊗∘∗‖ℓ∞", "pm - times cdot surd odot otimes circ ast Vert ell infty".split(), strict=True)
+    ),
+    **dict(zip("≥≤≈∝→←↑↓", "geq leq approx propto to gets uparrow downarrow".split(), strict=True)),
+    **dict(zip("⌊⌋⌈⌉", "lfloor rfloor lceil rceil".split(), strict=True)),
+    **dict(
+        zip("αβγδεηθκλμ", "alpha beta gamma delta epsilon eta theta kappa lambda mu".split(), strict=True)
+    ),
+    **dict(zip("νπρστφω", "nu pi rho sigma tau phi omega".split(), strict=True)),
+    **dict(zip("ΓΔΘΛΣΦΩ", "Gamma Delta Theta Lambda Sigma Phi Omega".split(), strict=True)),
+    **{c: f"^{n}" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
+    **{c: f"_{n}" for n, c in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    "ᵀ": "^T",
+    "⁻": "^-",
+}
+"""What stands between dollars: the name of a command, or a script."""
+_NOT_IN_T1 = "ĦħĸĿŀŉŦŧſ"
+"""The letters below U+0180 that its encoding neither has nor composes."""
+PACKAGES = (r"\usepackage[utf8]{inputenc}", r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs,graphicx}")
+"""What a table needs in the preamble of the document that it is lifted into."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +115,16 @@ def latex(sheet: Sheet) -> str:
 
 
 def latex_document(title: str, sheets: Sequence[Sheet]) -> str:
-    """A document that compiles as it is; each table can be lifted out of it."""
+    """A document that compiles as it is; each table can be lifted out of it into one that has PACKAGES."""
     notes = [note for sheet in sheets for note in sheet.notes]
     items = [r"\begin{itemize}", *(rf"  \item {escape(note)}" for note in notes), r"\end{itemize}"]
     return "\n".join(
         [
+            "% Each table can be lifted into another document, whose preamble needs for it:",
+            *(f"%   {package}" for package in PACKAGES),
             r"\documentclass{article}",
-            r"\usepackage[utf8]{inputenc}",
-            r"\usepackage[T1]{fontenc}",
             r"\usepackage[margin=2cm]{geometry}",
-            r"\usepackage{booktabs,graphicx}",
+            *PACKAGES,
             r"\begin{document}",
             rf"\section*{{{escape(title)}}}",
             *map(latex, sheets),
@@ -125,9 +137,14 @@ def latex_document(title: str, sheets: Sequence[Sheet]) -> str:
 
 def escape(text: str) -> str:
     """Text that LaTeX prints as it stands; a character that it has no way to print becomes '?'."""
-    return "".join(
-        _LATEX.get(c) or (c if c.isascii() or c.isalpha() and ord(c) < 0x250 else "?") for c in text
-    )
+    return "".join(map(_escaped, unicodedata.normalize("NFC", text)))
+
+
+def _escaped(c: str) -> str:
+    if command := _MATHS.get(c):
+        return f"${command}$" if command[0] in "^_-" else rf"$\{command}$"
+    printable = c.isascii() or c.isalpha() and ord(c) < 0x180 and c not in _NOT_IN_T1
+    return _LATEX.get(c) or (c if printable else "?")
 
 
 def comma_separated(rows: Sequence[Mapping[str, Any]]) -> str:
