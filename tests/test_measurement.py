@@ -77,7 +77,7 @@ def test_it_is_reported_from_its_files(tmp_path, capsys):
     assert "Title" in page.read_text() and "1 CPU core" not in page.read_text()
     text = (out / "report" / "report.md").read_text()
     # 64² against 100 · 64: the crossover lies between 64 and 128 tokens.
-    assert "| linear | 1.00 | 1.00 | 128 |" in text and "| full | 2.00 | 1.00 |" in text
+    assert "| linear | 1.00 | 1.00 | 128 | never here |" in text and "| full | 2.00 | 1.00 |" in text
     for name in ("report.tex", "report.csv", "cost.png", "cost.svg"):
         assert (out / "report" / name).stat().st_size
     kept = tmp_path / "kept" / "m"
@@ -112,3 +112,19 @@ def test_the_verb_runs_it(name, tmp_path, capsys):
     text = (tmp_path / "m" / "report" / "report.md").read_text()
     wanted = {"lra_efficiency": "steps/s", "performer_approximation": "a standard deviation of 0.5."}[name]
     assert wanted in text and "Growth with T" in text
+
+
+def test_bench_is_a_measurement_too(tmp_path, capsys):
+    """What it writes is continued, kept and reported as an experiment's is."""
+    out, kept = tmp_path / "b", tmp_path / "kept" / "b"
+    words = "bench full linear --lengths 16,32 --heads 1 --head_size 4 --rounds 1".split()
+    assert cli.main([*words, "--out", str(out)]) == 0
+    assert cli.main([*words, "--out", str(out)]) == 0
+    assert "T = 16: kept" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (out / "measurements.jsonl").read_text().splitlines()]
+    assert len({(row["name"], row["length"]) for row in rows}) == len(rows)
+    record = json.loads((out / "experiment.json").read_text())
+    assert record["title"] == "Causal attention, batch 1, 1 heads of 4, float32"
+    assert record["command"].startswith("transformer-jax bench full linear --lengths 16,32 ")
+    assert cli.main(["report", str(out), "--keep", str(kept)]) == 0
+    assert "faster than full from" in (kept / "report" / "report.md").read_text()

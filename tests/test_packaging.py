@@ -40,7 +40,7 @@ LAYERS = {
     "tuning": {"overrides"},
     "experiment": {"attention", "data", "model", "train", "tuning", "overrides", "user_file"},
     "sweep": {"data", "measure", "model", "train", "experiment", "overrides", "parallel", "store"},
-    "measurement": {"experiment", "store", "train"},
+    "measurement": {"experiment", "measure", "store", "train"},
     "report": {"overrides", "store"},  # reads files
     "launch": {"parallel"},
     "listing": {"attention", "data", "experiment", "overrides"},

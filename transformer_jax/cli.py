@@ -134,6 +134,7 @@ def parser() -> Parser:
         "Settings and their defaults: python -m transformer_jax bench --settings.",
     )
     bench.add_argument("--settings", action="store_true", help="show what can be set, and stop")
+    bench.add_argument("--out", type=_place, metavar="DIR", help="write the measurements there, as run does")
     generate = verb(
         "generate",
         "Write text from a trained model, with its speed.",
@@ -319,10 +320,10 @@ def run_checks(options: argparse.Namespace) -> int:
 
 
 def run_bench(options: argparse.Namespace) -> int:
-    """Tables, or JSON lines."""
-    from rich.console import Console
-
+    """Tables, or JSON lines; with --out a directory as `run` writes it, and its report."""
+    from transformer_jax import measurement
     from transformer_jax.measure import bench
+    from transformer_jax.report.write import report
 
     words = list(options.rest)
     first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
@@ -331,12 +332,11 @@ def run_bench(options: argparse.Namespace) -> int:
     config = _configured(bench.Bench, options)
     if config is None:
         return 0
-    rows = bench.bench(config, progress=lambda line: print(line, file=sys.stderr, flush=True))
-    if options.json:
-        for row in rows:
-            print(json.dumps(row))
+    if options.out:
+        measurement.of_bench(config, options.out, words)
+        report([options.out])
     else:
-        Console().print(bench.render(rows))
+        bench.show(config, as_json=options.json)
     return 0
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ import jax
 
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Measurement
+from transformer_jax.measure.bench import Bench, title
 from transformer_jax.store import write_text
 from transformer_jax.train.run import device, versions, write_json
 
 Row = dict[str, Any]
 RECORD, ROWS = "experiment.json", "measurements.jsonl"
+PART = "of_part"
+"""Of a row: which part gave it. The rows of `bench` have a "part" of their own."""
 
 
 def measure(
@@ -46,12 +50,25 @@ def measure(
     write_json(out / RECORD, record)
     parts = measurement.measure.parts()
     for part, run in parts.items():
-        if any(row["part"] == part for row in rows):
+        if any(row[PART] == part for row in rows):
             say(f"{part}: kept")
             continue
-        rows += [{"part": part, **row} for row in run(say)]
+        rows += [{PART: part, **row} for row in run(say)]
         write_text(out / ROWS, "".join(f"{json.dumps(row)}\n" for row in rows))
     return rows
+
+
+def of_bench(config: Bench, out: Path, words: Sequence[str]) -> list[Row]:
+    """The rows of `bench`, in a directory as an experiment's: they are continued, kept and reported as those.
+
+    `words`: what followed `bench` on the command line. Raises BadInput as `measure`.
+    """
+    name = title(vars(config))
+    chosen = Measurement(title=f"{name[:1].upper()}{name[1:]}", measure=config)
+    command = shlex.join(["transformer-jax", "bench", *words, "--out", str(out)])
+    return measure(
+        chosen, out, about={"name": "bench", "scale": "", "doc": Bench.__doc__, "command": command}
+    )
 
 
 def describe(measurement: Measurement) -> dict[str, Any]:
@@ -81,7 +98,8 @@ def _earlier(out: Path, record: Mapping[str, Any]) -> list[Row]:
             if old[key] != record[key]:
                 raise BadInput(f"{out} holds a measurement {what}: choose another --out.")
         lines = (out / ROWS).read_text().splitlines() if (out / ROWS).is_file() else []
-        return [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if row[PART]]
     except (OSError, ValueError, KeyError) as error:
         if isinstance(error, BadInput):
             raise

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from transformer_jax.report import approximated, measured
+from transformer_jax.report import approximated, costs, measured
 from transformer_jax.report.measured import Measured
 
 pytestmark = pytest.mark.quick
@@ -41,7 +41,7 @@ def timed() -> Measured:
 
 
 def test_ratios_stand_beside_the_published_ones():
-    sheet = measured.ratios(timed(), measured.quantities(timed())[0])
+    sheet = costs.ratios(timed().rows, costs.quantities(timed().rows)[0], TABLE)
     rows = {row[0]: row[1:] for row in sheet.rows}
     assert rows["linear"] == ("7.81 (0.50×)", "3.91 (1.00×)", "1.95 (2.00×)")
     assert rows["published: linear"] == ("8 (1.00×)", "4 (2.00×)", "–")
@@ -49,8 +49,27 @@ def test_ratios_stand_beside_the_published_ones():
 
 
 def test_exponents_and_crossover():
-    sheet = measured.exponents(timed())
-    assert sheet.rows == (("full", "2.00", "1.00", "–"), ("linear", "1.00", "1.00", "256"))
+    sheet = costs.exponents(timed().rows)
+    assert [column.name for column in sheet.columns[-2:]] == [
+        "faster than full from",
+        "less memory than full from",
+    ]
+    assert sheet.rows == (("full", "2.00", "1.00", "–", "–"), ("linear", "1.00", "1.00", "256", "never here"))
+    assert costs.below_from({"full": {"T = 64": 2.0}, "linear": {"T = 64": 1.0}}, "linear", "full") == 64
+
+
+def test_the_figure_rings_the_crossover():
+    time, memory = measured.figures(timed())["cost"].axes
+    assert time.get_ylabel() == "milliseconds" and "MiB" in memory.get_ylabel()
+    lines = {line.get_label(): line for line in time.lines}
+    assert list(lines["full"].get_ydata()) == [64, 256, 1024] and list(lines["full"].get_xdata()) == [
+        64,
+        128,
+        256,
+    ]
+    rings = [line for line in time.lines if line.get_markersize() > 3]
+    assert [(list(ring.get_xdata()), list(ring.get_ydata())) for ring in rings] == [([256], [512])]
+    assert not [line for line in memory.lines if line.get_markersize() > 3]
 
 
 def errors(draws: int = 15) -> list[dict]:

@@ -6,15 +6,17 @@ believed on a machine that does other things too.
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast, get_args, get_type_hints
 
 import jax
 import numpy as np
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 
 from transformer_jax.attention import catalogue
@@ -243,20 +245,32 @@ def _slopes(rows: list[Row], key: str) -> list[Row]:
     return slopes
 
 
+def show(config: Bench, *, as_json: bool = False) -> None:
+    """Measures, and prints tables or JSON lines; what is being measured goes to stderr."""
+    rows = bench(config, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    if as_json:
+        print("\n".join(map(json.dumps, rows)))
+    else:
+        Console().print(render(rows))
+
+
+def title(of: Mapping[str, Any]) -> str:
+    """What was measured and its sizes, from the fields of a `Bench` or of a row."""
+    what = {
+        "attention": f"{of['direction']} attention",
+        "decode": "decoding a token",
+        "model": f"{of['layers']}-layer {of['direction']} byte model",
+    }[of["what"]]
+    return f"{what}, batch {of['batch']}, {of['heads']} heads of {of['head_size']}, {of['dtype']}"
+
+
 def render(rows: list[Row]) -> Group:
     """The rows as tables for a terminal."""
     measured = [row for row in rows if row["kind"] == "measurement"]
     slopes = [row for row in rows if row["kind"] == "slope"]
     first = measured[0]
     passes = [field.removesuffix("_ms") for field in first if field.endswith("_ms")]
-    sizes = f"batch {first['batch']}, {first['heads']} heads of {first['head_size']}, {first['dtype']}"
-    names = {
-        "attention": f"{first['direction']} attention",
-        "decode": "decoding a token",
-        "model": f"{first['layers']}-layer {first['direction']} byte model",
-    }
-    what = names[first["what"]]
-    table = Table(title=f"{what}, {sizes}, on {first['device']}, JAX {first['jax']}")
+    table = Table(title=f"{title(first)}, on {first['device']}, JAX {first['jax']}")
     table.add_column("T", justify="right")
     table.add_column("variant")
     for key in passes:

@@ -86,12 +86,13 @@ def errors(rows: Sequence[Row]) -> Sheet:
         mean, low, high = interval(list(logs(rows, estimator, m).values()))
         return f"{mean:.2g} [{low:.2g}, {high:.2g}]"
 
+    spread = rows[0].get("spread", 1.0)  # records from before it could be set
     return Sheet(
         title="Error of the output by number of features",
         columns=(Column("features", "words"), *(Column(f"m = {m}") for m in numbers)),
         rows=tuple((name, *(cell(name, m) for m in numbers)) for name in _estimators(rows)),
         notes=(
-            f"Entries of queries and keys are normal with a standard deviation of {rows[0]['spread']:g}.",
+            f"Entries of queries and keys are normal with a standard deviation of {spread:g}.",
             f"Mean square of the difference to exact attention: geometric mean of {draws} draws with its 95% "
             f"t interval, for a few draws of the trigonometric estimate are off by orders of magnitude.",
             "A trigonometric estimate keeps a sine and a cosine of each of the m directions.",

@@ -46,7 +46,8 @@ _CAPTIONS = {
     "tradeoffs": "What a score costs: variants of one mechanism are joined. The staircase goes through those "
     "that no other beats, as cheap and better, or cheaper and as good; they are named.",
     "errors": "Geometric means over draws; the shading is their 95% t interval.",
-    "cost": "What was timed, against length; both axes are logarithmic.",
+    "cost": "Time and memory against length; both axes are logarithmic. A ring stands where a program "
+    "becomes cheaper than full attention and stays so.",
     "rates": "How wide the window of working learning rates is: seeds as points, means joined.",
 }
 _MEANING = {
