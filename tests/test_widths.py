@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,11 @@ def test_what_cannot_be_matched_is_refused_with_cause_and_remedy():
         settled(make(variants=("full", own), match=Match(what="parameters")))
     allowed, found = settled(make(variants=("full", own), match=Match(what="parameters", within=9.0)))
     assert widths(allowed) == {"full": 64, "wide": 128} and found["variants"]["wide"]["ratio"] > 1.1
+    state = Match(what="state")
+    with pytest.raises(BadInput, match=r"'mamba' reaches the state of 'full' only at width 432, with 31 "):
+        settled(make(variants=("full", "mamba"), match=state))
+    allowed, _ = settled(make(variants=("full", "mamba"), match=replace(state, most_parameters=31.0)))
+    assert widths(allowed)["mamba"] == 432
     with pytest.raises(BadInput, match="both decide the widths"):
         settled(make(tune=Grid(width=(8, 16)), match=Match(what="flops")))
 

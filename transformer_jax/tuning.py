@@ -49,12 +49,17 @@ class Match:
       what: parameters; state (the bytes of a decoding state at the task's full length); flops (the matrix
         products of training on one token, at the task's length); or none of them.
       within: how far from the first variant's, as a fraction of it, another may stay.
+      most_parameters: of equal state or FLOPs, how many times the parameters of the first variant another may
+        have: a state of fixed size equals a cache of keys and values only in a model that is far larger.
     """
 
     what: Literal["parameters", "state", "flops"] | None = None
     within: float = 0.1
+    most_parameters: float = 16.0
 
     def __post_init__(self):
         overrides.check_fields(self, "match")
         if not self.within > 0:
             raise BadInput(f"match.within={self.within} must be above 0.")
+        if not self.most_parameters >= 1:
+            raise BadInput(f"match.most_parameters={self.most_parameters} must be at least 1.")

@@ -28,7 +28,8 @@ def settled(experiment: Experiment) -> tuple[Experiment, dict[str, Any] | None]:
     Returns it, and of a match what was reached, for the record: "what", "within" and, by label, "width",
     "amount" and "ratio" (to the first variant's); None without a match.
 
-    Raises BadInput where no width comes near enough, and where both a grid and a match ask for widths.
+    Raises BadInput where no width comes near enough, or one in too large a model only, and where both a grid
+    and a match ask for widths.
     """
     match, grid = experiment.match, experiment.tune.width
     if match.what is None:
@@ -39,6 +40,7 @@ def settled(experiment: Experiment) -> tuple[Experiment, dict[str, Any] | None]:
     first = experiment.variants[0]
     models = {v.label: v.resolve(experiment.model, experiment.train)[0] for v in experiment.variants}
     target = _amount(experiment, first, models[first.label].width)
+    size = _amount(experiment, first, models[first.label].width, parameters)
     found, variants = {}, []
     for variant in experiment.variants:
         of_width = functools.cache(functools.partial(_amount, experiment, variant))
@@ -54,6 +56,14 @@ def settled(experiment: Experiment) -> tuple[Experiment, dict[str, Any] | None]:
                 f"Variant {variant.label!r} comes no nearer to the {match.what} of {first.label!r} than "
                 f"{ratio:.3f} of them, at width {width}: raise match.within={match.within:g}, choose other "
                 f"sizes, or leave the variant out."
+            )
+        larger = _amount(experiment, variant, width, parameters) / size
+        if larger > match.most_parameters:
+            raise BadInput(
+                f"Variant {variant.label!r} reaches the {match.what} of {first.label!r} only at width "
+                f"{width}, with {larger:,.0f} times its parameters: shorten task.length, make "
+                f"{first.label!r} smaller, raise match.most_parameters={match.most_parameters:g}, or "
+                f"leave the variant out."
             )
         variants.append(variant)
         found[variant.label] = {"width": width, "amount": of_width(width), "ratio": ratio}
@@ -132,10 +142,14 @@ def _at_each(variant: Variant, widths: tuple[int, ...]) -> tuple[Variant, ...]:
     return tuple(variant.at_width(width, f"{variant.label}, width {width}") for width in widths)
 
 
-def _amount(experiment: Experiment, variant: Variant, width: int) -> float:
+def _amount(
+    experiment: Experiment, variant: Variant, width: int, amount: Callable[[Run], float] | None = None
+) -> float:
+    """What is to be equal, or another amount, of a variant at a width."""
     model, train = variant.at_width(width).resolve(experiment.model, experiment.train)
     try:
-        return AMOUNTS[experiment.match.what](Run(task=experiment.task, model=model, train=train))
+        measured = amount or AMOUNTS[experiment.match.what]
+        return measured(Run(task=experiment.task, model=model, train=train))
     except BadInput as error:
         raise BadInput(f"Variant {variant.label!r}: {error}") from None
 
