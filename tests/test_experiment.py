@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
 
 import jax
@@ -177,6 +179,20 @@ def test_files_are_found_by_name_and_by_path(tmp_path):
     (tmp_path / "empty.py").write_text("x = 1\n")
     with pytest.raises(BadInput, match="assigns no experiment"):
         ex.load(tmp_path / "empty.py")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_published_number_has_a_citation(name):
+    """A paper or a page, and the place in it; and the numbers are those of a score or a cost."""
+    written, _ = ex.load(ex.available()[name])
+    published = written.published
+    tables = [published] if isinstance(published, ex.Table) else list((published or {}).values())
+    for table in tables:
+        assert re.search(r"arXiv:\d{4}\.\d{5}|https://|doi:10\.", table.source), table.source
+        assert re.search(r"Table \d|Figure \d|in text|repository", table.source), table.source
+        assert table.precision > 0 and table.rows and all(table.rows.values())
+        assert all(math.isfinite(value) for row in table.rows.values() for value in row.values())
+        assert set(table.comparable_at) <= set(ex.SCALES)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

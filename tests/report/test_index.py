@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,19 @@ def test_what_is_kept_here_is_small_and_names_no_machine(directory):
     for path in files:
         found = re.search(r"(?<![\w.:/<)\]~])/\w[\w.+-]*/\w\S*", path.read_text())
         assert not found, (path, found)
+
+
+@pytest.mark.parametrize("directory", index.held(KEPT), ids=lambda path: path.name)
+def test_every_table_and_verdict_here_comes_from_the_records(directory, tmp_path):
+    """Written anew from them alone, the tables are those that the repository has."""
+    copy = shutil.copytree(directory, tmp_path / directory.name, ignore=shutil.ignore_patterns("report"))
+    report([copy], Console(file=io.StringIO(), width=100))
+    said = (copy / "report" / "report.md").read_text()
+    assert "verdict" in said or not results(copy).experiment["published"]
+    for name in ("report.md", "report.csv", "report.tex"):
+        assert (copy / "report" / name).read_text() == (directory / "report" / name).read_text(), (
+            "run `transformer-jax report experiments/results`"
+        )
 
 
 def test_the_summaries_say_what_the_records_say():
