@@ -46,6 +46,7 @@ def ours(
     heads: int = N,
     kv_heads: int | None = None,
     size: int = H,
+    length: int = T,
     rotary: float | None = None,
     causal: bool = True,
     **options,
@@ -55,7 +56,7 @@ def ours(
         heads=heads,
         kv_heads=kv_heads,
         head_size=size,
-        length=T,
+        length=length,
         rotary=rotary,
         causal=causal,
     )

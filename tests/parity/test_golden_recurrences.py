@@ -1,174 +1,20 @@
-"""Mechanisms against numbers that other people's code gave: `golden/`, whose README says which code and how.
-
-Both sides are in float64. The streams are given as that code had them, and each test turns them into ours:
-what it does to them is how the conventions differ.
-"""
+"""Recurrences and convolutions against numbers that other people's code gave (`golden/`)."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from transformer_jax.attention.catalogue import build
-from transformer_jax.attention.contract import Geometry, Layout
-from transformer_jax.attention.core import CoreMixer, Streams
-from transformer_jax.attention.definition import by_definition
-from transformer_jax.conformance.subject import jit
-
-CLOSE = 1e-12
-"""‖ours − theirs‖ / ‖theirs‖: sums in another order, some hundreds of roundings of 1e-16 at most."""
+from tests.parity.recorded import both_agree, golden, layer_agrees, ours, put
+from transformer_jax.attention.contract import Layout
 
 
 @pytest.fixture(autouse=True)
 def float64():
     with jax.enable_x64(True):
         yield
-
-
-def golden(name: str) -> dict[str, jax.Array]:
-    with np.load(Path(__file__).parent / "golden" / f"{name}.npz") as file:
-        return {
-            key: jnp.asarray(x, jnp.float64 if x.dtype.kind == "f" else x.dtype) for key, x in file.items()
-        }
-
-
-def ours(name: str, q: jax.Array, *, heads: int | None = None, causal: bool = True, **options) -> CoreMixer:
-    """A mixer for streams like q (B, T, N, H), or for inputs (B, T, D) in so many heads."""
-    heads = heads or q.shape[2]
-    size = q.shape[3] if q.ndim == 4 else None
-    width = q.shape[2] if q.ndim == 3 else heads * q.shape[3]
-    kv_heads, length = options.pop("kv_heads", None), options.pop("length", q.shape[1])
-    geometry = Geometry(
-        width=width,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=options.pop("size", size),
-        length=length,
-        causal=causal,
-        rotary=options.pop("rotary", None),
-        dtype="float64",
-    )
-    return build(name, geometry, rngs=nnx.Rngs(0), **options)
-
-
-def put(parameter, value: jax.Array) -> None:
-    assert parameter[...].shape == value.shape
-    parameter[...] = value.astype(parameter[...].dtype)
-
-
-def close(found, wanted, tolerance: float = CLOSE) -> None:
-    error = float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
-    assert error < tolerance, f"error {error:.1e}"
-
-
-def both_agree(mixer: CoreMixer, streams: Streams, wanted: jax.Array, tolerance=CLOSE, change=None) -> None:
-    """The definition, and the execution of a whole sequence, each after a change to o."""
-    layout = Layout.plain(*wanted.shape[:2])
-    for o in jit(lambda s: (by_definition(mixer, s), mixer.core(s, layout, None)[0]))(streams):
-        close(change(o) if change else o, wanted, tolerance)
-
-
-def layer_agrees(mixer: CoreMixer, x: jax.Array, wanted: jax.Array, tolerance: float = CLOSE) -> None:
-    """A whole layer, projections included, by its definition and as it is executed."""
-    layout = Layout.plain(*x.shape[:2])
-
-    def defined(x):
-        streams, _ = mixer.streams(x, layout)
-        return mixer.finish(mixer.after(by_definition(mixer, streams), streams), x)
-
-    for y in jit(lambda x: (defined(x), mixer(x, layout)[0]))(x):
-        close(y, wanted, tolerance)
-
-
-def test_native_sparse():
-    """Blocks are compressed to their means, without overlap. One key and one value serve all three parts."""
-    g = golden("native_sparse")
-    q, k, v = g["q"], g["k"], g["v"]
-    mixer = ours("native_sparse", q, kv_heads=1, compress=4, stride=4, block=4, selected=4, window=5)
-    mixer.phi_k = mixer.phi_v = lambda blocks: blocks.mean(axis=-2)
-    streams = {
-        "q": q,
-        "group": q[:, :, None],
-        "gates": jnp.stack([g["g_cmp"], g["g_slc"], g["g_swa"]], axis=3),
-    }
-    streams |= {f"k{part}": k for part in ("", "_cmp", "_win")} | {
-        f"v{part}": v for part in ("", "_cmp", "_win")
-    }
-    chosen = mixer.selection(streams, Layout.plain(*q.shape[:2]))["chosen"]
-    np.testing.assert_array_equal(np.sort(chosen), np.sort(g["block_indices"]))
-    both_agree(mixer, streams, g["o"], 1e-6)  # kept in float32
-
-
-def test_moba():
-    g = {name: x[None] for name, x in golden("moba").items()}
-    both_agree(ours("moba", g["q"], block=4, top_k=3), {name: g[name] for name in "qkv"}, g["o"])
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_top_k(causal):
-    """Where a causal row sees fewer than k keys, theirs takes masked ones too, whose weight is 0."""
-    g = golden("top_k")
-    mixer = ours("top_k", g["q"], causal=causal, kept=3)
-    both_agree(mixer, {name: g[name] for name in "qkv"}, g["o_causal" if causal else "o"])
-
-
-def test_sinkhorn():
-    """Theirs starts from R^(1/τ), ours from e^(R/τ), as the paper has it; and sorts the keys in the place of
-    the values, which are the same here."""
-    g = golden("sinkhorn")
-    mixer = ours("sinkhorn", g["q"], causal=False, block=3, iterations=5)
-    sort = jnp.log(g["R"] + 1e-6).transpose(0, 2, 1, 3)
-    both_agree(mixer, {"q": g["q"], "k": g["kv"], "v": g["kv"], "sort": sort}, g["o"])
-
-
-def test_routing():
-    g = golden("routing")
-    mixer = ours("routing", g["q"], causal=False, clusters=3, members=6)
-    put(mixer.centroids, g["means"])
-    both_agree(mixer, {name: g[name] for name in "qkv"}, g["o"])
-
-
-def test_forgetting():
-    g = golden("forgetting")
-    c = jnp.cumsum(g["g"], axis=1)
-    streams = {name: g[name] for name in "qkv"} | {"c": c, "rest": jnp.zeros_like(c)}
-    both_agree(ours("forgetting", g["q"]), streams, g["o"])
-
-
-def test_synthesizer_dense():
-    g = golden("synthesizer_dense")
-    mixer = ours("synthesizer_dense", g["x"], heads=1, length=12, size=4, hidden=5)
-    put(mixer.first.kernel, g["w_1.weight"].T)
-    put(mixer.first.bias, g["w_1.bias"])
-    put(mixer.second, g["w_2.weight"][:, None])
-    put(mixer.bias, g["w_2.bias"][:, None, None])
-    streams, _ = mixer.streams(g["x"], Layout.plain(*g["x"].shape[:2]))
-    both_agree(mixer, streams | {"v": g["v"][:, :, None]}, g["o"][:, :, None])
-
-
-def test_synthesizer_random():
-    g = golden("synthesizer_random")
-    mixer = ours("synthesizer_random", g["v"], length=12)
-    put(mixer.R, g["random_attn"][0])
-    both_agree(mixer, {"v": g["v"]}, g["o"])
-
-
-def test_aft_full():
-    """Position biases without factors: one factor is the identity."""
-    g = golden("aft_full")
-    length = g["x"].shape[1]
-    mixer = ours("aft_full", g["x"], heads=1, size=6, causal=False, factors=length)
-    for name in ("query", "key", "value"):
-        put(getattr(mixer, name).kernel, g[f"to_{name[0]}.weight"].T)
-    put(mixer.u, g["wbias"])
-    put(mixer.r, jnp.eye(length))
-    streams, _ = mixer.streams(g["x"], Layout.plain(1, length))
-    both_agree(mixer, streams, g["y"][..., None])
 
 
 def test_gated_linear_attention():
@@ -345,3 +191,48 @@ def test_h3():
     put(mixer.frequency, g["kernel.kernel.A_imag"])
     put(mixer.skip, g["D"])
     layer_agrees(mixer, g["x"], g["y"])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_linear(causal):
+    g = golden("linear")
+    mixer = ours("linear", g["q"], causal=causal)
+    both_agree(mixer, {name: g[name] for name in "qkv"}, g["o_causal" if causal else "o"])
+
+
+def test_relu_linear():
+    """Theirs adds 1e-15 to the sum of weights."""
+    g = golden("relu_linear")
+    both_agree(ours("relu_linear", g["q"], causal=False), {name: g[name] for name in "qkv"}, g["o"])
+
+
+def test_efficient():
+    g = golden("efficient")
+    mixer = ours("efficient", g["x"], heads=2, causal=False)
+    for layer, name in (("query", "queries"), ("key", "keys"), ("value", "values"), ("out", "reprojection")):
+        put(getattr(mixer, layer).kernel, g[f"{name}.weight"].T)
+    layer_agrees(mixer, g["x"], g["y"])
+
+
+def test_rfa_gated():
+    """Sum and normalizer from one scalar-gated recurrence on the authors' features. Theirs adds 1e-3 to the
+    lengths by which it divides q and k."""
+    g = golden("rfa_gated")
+    mixer = ours("rfa_gated", g["q"], features=6)
+    put(mixer.projections, g["random_matrices"])
+    put(mixer.sigma, g["sigma"][:, 0])
+    short = lambda x: x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-3)
+    streams = {"q": short(g["q"]), "k": short(g["k"]), "v": g["v"], "gate": g["gate"]}
+    both_agree(mixer, streams, g["o"], 1e-10)  # where the normalizer is near 0
+
+
+@pytest.mark.parametrize("candidate, y", [("positive", "y"), ("linear", "y_linear")])
+def test_min_gru(candidate, y):
+    """Theirs has hidden and gate in one matrix, no biases and here no last projection."""
+    g = golden("min_gru")
+    mixer = ours("min_gru", g["x"], heads=1, candidate=candidate)
+    hidden, gate = jnp.split(g["to_hidden_and_gate.weight"], 2)
+    put(mixer.hidden.kernel, hidden.T)
+    put(mixer.update.kernel, gate.T)
+    put(mixer.out.kernel, jnp.eye(6))
+    layer_agrees(mixer, g["x"], g[y])
