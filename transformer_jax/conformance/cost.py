@@ -25,7 +25,9 @@ def flops_are_stated(subject: Subject) -> None:
         )
         stated = mixer.flops(batch, length)
         assert stated == counted, (
-            f"states {stated} FLOPs for {batch}×{length} tokens, the program has {counted}"
+            f"states {stated} FLOPs for {batch}×{length} tokens, the program has {counted}: its "
+            f"projection_flops and core_flops are {abs(counted - stated)} too "
+            f"{'low' if stated < counted else 'high'}"
         )
 
 

@@ -14,6 +14,7 @@ def slopes(heads: int) -> np.ndarray:
     """(N,) the slopes of section 3: 2^(−8n/N) for head n = 1 … N, where N is a power of two.
 
     Otherwise those of the next lower power P, then every second one of 2P, as the authors' code has it.
+    (MPT's takes every second of the next higher power first.)
     """
     power = 2 ** int(np.log2(heads))
     first = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)

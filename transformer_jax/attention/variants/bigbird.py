@@ -20,7 +20,9 @@ class BigBird(CachedMixer):
 
     The random blocks are a buffer (length / block, random_blocks), drawn for the model's longest
     sequence, so that neither a shorter sequence nor padding changes whom a token sees. Rows with
-    fewer other blocks than that have −1.
+    fewer other blocks than that have −1. All heads have the same ones; in the authors' code each has its own,
+    and its two global blocks are the first and the last (`transformers` sets all random blocks to the first
+    one outside of training).
     """
 
     name = "bigbird"

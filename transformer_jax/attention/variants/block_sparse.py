@@ -62,7 +62,7 @@ class BlockSparse(StoredMixer):
         return jnp.asarray(M)[i // self.block, j // self.block]
 
     def definition(self, q, k, v):
-        """S = Q Kᵀ / √H, P = softmax(S ⊙ 1_M̃), O = P V, where S ⊙ 1_M̃ is −∞ outside of M̃."""
+        """Section 3.3: S = Q Kᵀ / √H, P = softmax(S ⊙ 1_M̃), O = P V, where S ⊙ 1_M̃ is −∞ outside of M̃."""
         i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
         seen = self.allowed(i, j) & (j <= i) if self.geometry.causal else self.allowed(i, j)
         return jax.nn.softmax(jnp.where(seen, q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf), axis=-1) @ v

@@ -41,7 +41,7 @@ class Dilated(RingMixer):
         self.window, self.dilation = window, dilation
 
     def definition(self, q, k, v):
-        """softmax(Q Kᵀ / √H) V, each query over its dilated window."""
+        """Section 3.1: softmax(Q Kᵀ / √H) V, each query over its dilated window."""
         i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
         scores = jnp.where(self.sees(i, j), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
         return jax.nn.softmax(scores, axis=-1) @ v

@@ -15,7 +15,8 @@ from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
 class Efficient(RecurrenceMixer):
     """Efficient attention: attention with linear complexities (arXiv:1812.01243), softmax normalization.
 
-    Every row of the effective matrix sums to 1 without a normalizer of its own.
+    Every row of the effective matrix sums to 1 without a normalizer of its own. Nothing is divided by √H. The
+    authors' layer adds its input, which here the model's residual does.
     """
 
     name = "efficient"

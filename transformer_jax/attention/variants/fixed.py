@@ -40,8 +40,8 @@ class Fixed(StoredMixer):
         self.stride, self.summary = stride, summary
 
     def definition(self, q, k, v):
-        """A_i⁽¹⁾ = {j : ⌊j/l⌋ = ⌊i/l⌋}, A_i⁽²⁾ = {j : j mod l ≥ l − c}, and the softmax over those of their
-        union that are not after i."""
+        """Section 4.3: A_i⁽¹⁾ = {j : ⌊j/l⌋ = ⌊i/l⌋}, A_i⁽²⁾ = {j : j mod l ≥ l − c}, and the
+        softmax over those of their union that are not after i."""
         i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
         seen = (j // self.stride == i // self.stride) | (j % self.stride >= self.stride - self.summary)
         scores = jnp.where(seen & (j <= i), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)

@@ -17,8 +17,9 @@ class KimiDelta(ConvolvedMixer):
     """Kimi Linear (arXiv:2510.26692).
 
     α, β and the gate are those of each query head; α and the gate come through a bottleneck of H channels.
-    The decay is that of Mamba-2, log α = −e^A softplus(· + bias), as in the authors' code. q and k have unit
-    length and nothing is divided by √H (the authors' code divides; the norm after it undoes that).
+    The state decays before the error of the delta rule is taken. The decay is that of Mamba-2,
+    log α = −e^A softplus(· + bias), as in the authors' code. q and k have unit length and nothing is divided
+    by √H (the authors' code divides; the norm after it undoes that).
     """
 
     name = "kimi_delta"

@@ -19,6 +19,7 @@ class Linear(RecurrenceMixer):
     """Transformers are RNNs (arXiv:2006.16236).
 
     Causal, the sums of equations 16–20 are a state: S_t = S_{t−1} + φ(k_t) v_tᵀ, z_t = z_{t−1} + φ(k_t).
+    Nothing is divided by √H. The authors' code adds 1e-6 to the normalizer, which is positive without it.
     """
 
     name = "linear"

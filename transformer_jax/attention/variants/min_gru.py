@@ -40,7 +40,8 @@ class MinGRU(ScanMixer):
         self.out = self.joining(self.mixed_heads, rngs)
 
     def definition(self, z, v):
-        """h_t = (1 − z_t) ⊙ h_{t−1} + z_t ⊙ h̃_t, with z_t = σ(Linear(x_t)) and v = h̃ = Linear(x)."""
+        """Section 3.1: h_t = (1 − z_t) ⊙ h_{t−1} + z_t ⊙ h̃_t, with z_t = σ(Linear(x_t)) and
+        v = h̃ = Linear(x)."""
 
         def step(h, x):
             z, candidate = x

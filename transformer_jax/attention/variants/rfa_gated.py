@@ -18,7 +18,8 @@ class RfaGated(Rfa):
     """Random feature attention (arXiv:2103.02143) with the gate of its section 3.2.
 
     One gate per query head, g = sigmoid(w_gᵀx + b_g); 1 − g goes through the engine's stabilizer, so that
-    gates that are all but 1 divide no 0 by 0. The normalizer fades with the state.
+    gates that are all but 1 divide no 0 by 0. The normalizer fades with the state. (The authors' code has no
+    gate.)
     """
 
     name = "rfa_gated"

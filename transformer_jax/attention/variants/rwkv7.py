@@ -22,7 +22,8 @@ class RWKV7(RecurrenceMixer):
     """RWKV-7 "Goose" (arXiv:2503.14456), its time mixing.
 
     The paper mixes the first layer's values into those of later layers; a mixer does not know the others, so
-    that is left out. All low-rank layers have one `rank`; the paper's grow with the width. The ε of the norm
+    that is left out. What is removed is read from the state before it decays, unlike in the gated delta rule.
+    All low-rank layers have one `rank`; the paper's grow with the width. The ε of the norm
     is 1e-5 · H: the authors' 64e-5 at their H of 64. Decay, rate and keys are those of the key heads.
     Position is in the decay and the token shift: a model's rotary embedding is not applied.
     """

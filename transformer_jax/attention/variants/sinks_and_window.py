@@ -22,6 +22,7 @@ class SinksAndWindow(RingMixer):
 
     The state is a ring of the last `window` keys, and those of the sinks. Positions are those of the text;
     the paper counts them anew within the state, which matters past the length that a model was trained at.
+    As in the authors' cache, the window counts the token itself, and the state grows to sinks + window.
     """
 
     name = "sinks_and_window"

@@ -16,7 +16,8 @@ class SlidingWindow(RingMixer):
     """A token sees those less than `window` away: itself and window − 1 before it, and, when it sees
     both directions, window − 1 after it.
 
-    The state is a ring of the last `window` keys and values.
+    So do GPT-Neo and Mistral count; Longformer's w, of both sides together and without the token, is
+    2 (window − 1). The state is a ring of the last `window` keys and values.
     """
 
     name = "sliding_window"
@@ -39,7 +40,7 @@ class SlidingWindow(RingMixer):
         self.window = window
 
     def definition(self, q, k, v):
-        """softmax(Q Kᵀ / √d_k) V, each query over its window."""
+        """Section 3.1: softmax(Q Kᵀ / √H) V, each query over its window."""
         i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
         scores = jnp.where(self.sees(i, j), q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf)
         return jax.nn.softmax(scores, axis=-1) @ v

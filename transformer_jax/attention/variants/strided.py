@@ -18,7 +18,8 @@ class Strided(StoredMixer):
     """A token sees the `stride` tokens before it, and every stride-th one further back.
 
     Every head sees the union of the paper's two sets, its merged head; the paper also alternates them over
-    layers or heads. With a stride near √T the work is T√T. Decoding reads every key.
+    layers or heads. (The authors' code has l tokens in the first set, with the token itself, where the paper
+    has l before it: the union is the same.) With a stride near √T the work is T√T. Decoding reads every key.
     """
 
     name = "strided"
@@ -39,8 +40,8 @@ class Strided(StoredMixer):
         self.stride = stride
 
     def definition(self, q, k, v):
-        """A_i⁽¹⁾ = {t, …, i} with t = max(0, i − l), A_i⁽²⁾ = {j ≤ i : (i − j) mod l = 0}, and the softmax
-        over their union."""
+        """Section 4.3: A_i⁽¹⁾ = {t, …, i} with t = max(0, i − l), A_i⁽²⁾ = {j ≤ i : (i − j) mod l = 0},
+        and the softmax over their union."""
         i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
         seen = (j <= i) & ((j >= i - self.stride) | ((i - j) % self.stride == 0))
         return jax.nn.softmax(jnp.where(seen, q @ k.T / jnp.sqrt(q.shape[-1]), -jnp.inf), axis=-1) @ v
