@@ -8,7 +8,7 @@ import pytest
 
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.engines import softmax_cache
-from transformer_jax.attention.engines.interleaved import apart, layout_apart, together
+from transformer_jax.attention.engines.interleaved import apart, together
 
 pytestmark = pytest.mark.quick
 
@@ -22,14 +22,6 @@ def test_interleaved_rows_hold_every_third_token_and_go_together_again(length):
             wanted = x[row, first::3]
             np.testing.assert_array_equal(rows[3 * row + first, : len(wanted)], wanted)
     np.testing.assert_array_equal(together(rows, 3, length), x)
-
-
-def test_each_interleaved_row_has_its_share_of_the_valid_tokens():
-    plain = Layout.plain(2, 7)
-    assert list(layout_apart(plain, 3).lengths) == [3, 2, 2, 3, 2, 2]
-    padded = Layout(plain.positions, None, jnp.array([4, 0]))
-    assert list(layout_apart(padded, 3).lengths) == [2, 1, 1, 0, 0, 0]
-    assert layout_apart(Layout.plain(2, 6), 3).lengths is None
 
 
 def test_a_cache_without_values_reads_its_keys_as_values():

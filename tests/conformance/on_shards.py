@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,50 +15,64 @@ from transformer_jax.attention.catalogue import find
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.engines.forms import Recurrence, recur
 from transformer_jax.conformance.sharding import sequence_changes_nothing
-from transformer_jax.conformance.subject import Subject, optimized
+from transformer_jax.conformance.subject import Subject, jit, optimized
 from transformer_jax.errors import BadInput
 from transformer_jax.parallel.mesh import Axes, make_mesh, on
 
 PER_DEVICE = 256
 
 
-def failure(name: str, direction: str, meshes: tuple[Axes, ...]) -> str:
+def failure(name: str, direction: str, meshes: tuple[Axes, ...], **options) -> str:
     """What `sequence_changes_nothing` finds on these meshes; nothing where it passes."""
     mixer = find(name)
+    subject = Subject(mixer, direction == "causal", dict(mixer.small) | options)
     try:
         with jax.enable_x64(True), optimized(False):
-            sequence_changes_nothing(Subject(mixer, direction == "causal", dict(mixer.small)), meshes)
+            sequence_changes_nothing(subject, meshes)
     except Exception as failure:
         return f"{type(failure).__name__}: {failure}"
     return ""
 
 
-def programs(names: list[str]) -> dict:
-    """Of a gradient on 2 and on 8 devices with as many tokens each: temporaries per device, in bytes, and
-    how often it gathers and permutes."""
-    return {name: {n: program(name, n) for n in (2, 8)} for name in names}
+@dataclass(frozen=True)
+class Program:
+    """Of a gradient in x and in all parameters, on one of its devices.
+
+    Attributes:
+      temporaries: in bytes. permutes: how many collective-permutes stand in it.
+      gathered: numbers of the largest array that an all-gather, or an all-to-all, makes. streamed: those of
+        the smallest stream of the whole sequence, one head of its tokens.
+    """
+
+    temporaries: int
+    permutes: int
+    gathered: int
+    streamed: int
 
 
-def program(name: str, devices: int) -> dict:
+def program(subject: Subject, devices: int) -> Program:
+    """On so many devices, with PER_DEVICE tokens each."""
     length = devices * PER_DEVICE
-    mixer = Subject(find(name), True, dict(find(name).small)).build(dtype="float32", length=length, width=32)
+    mixer = subject.build(dtype="float32", length=length, width=32)
     mesh = make_mesh(Axes(data=1, sequence=devices), jax.devices()[:devices])
     place = NamedSharding(mesh, PartitionSpec(None, "sequence"))
-    graph, values = nnx.split(mixer)
+    graph, learned, rest = nnx.split(mixer, nnx.Param, ...)
 
-    @jax.grad
-    def gradient(x, values):
+    def total(x, learned):
         with on(mesh):
-            return jnp.sum(jnp.sin(nnx.merge(graph, values)(x, Layout.plain(1, length))[0]))
+            return jnp.sum(jnp.sin(nnx.merge(graph, learned, rest)(x, Layout.plain(1, length))[0]))
 
     x = jax.ShapeDtypeStruct((1, length, 32), jnp.float32, sharding=place)
-    compiled = jax.jit(gradient).lower(x, values).compile()
-    count = lambda operation: len(re.findall(rf" {operation}(-start)?\(", compiled.as_text()))
-    return {
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "gathers": count("all-gather"),
-        "permutes": count("collective-permute"),
-    }
+    compiled = jit(jax.grad(total, (0, 1))).lower(x, learned).compile()
+    text = compiled.as_text()
+    gathers = re.findall(r"= (.*?) all-(?:gather|to-all)(?:-start)?\(", text)
+    shapes = [shape for results in gathers for shape in re.findall(r"\w+\[([\d,]+)\]", results)]
+    return Program(
+        temporaries=compiled.memory_analysis().temp_size_in_bytes,
+        permutes=len(re.findall(r" collective-permute(?:-start)?\(", text)),
+        gathered=max((math.prod(map(int, shape.split(","))) for shape in shapes), default=0),
+        streamed=length * mixer.geometry.head_size,
+    )
 
 
 def bonus() -> float:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import pytest
 
 from tests.conformance import on_shards
-from transformer_jax.attention.catalogue import catalogue
+from transformer_jax.attention.catalogue import catalogue, find
 from transformer_jax.conformance import prove, subjects
 from transformer_jax.conformance.sharding import SEQUENCE_MESHES
+from transformer_jax.conformance.subject import Subject
 
 ALONE, WITH_DATA, WITH_ALL = SEQUENCE_MESHES
 SAMPLE = [
@@ -22,8 +23,10 @@ SAMPLE = [
     ("short_convolution", WITH_DATA),
     ("gru", WITH_ALL),  # in turn
 ]
-CONSTANT = ["full", "linear", "sliding_window"]
-ALSO_CONSTANT = ["gated_delta_net", "mlstm", "rwkv7", "mamba", "rg_lru", "sinks_and_window"]
+GROWS = {
+    "fixed": "every token sees the summaries of all blocks, which are therefore on every device",
+}
+"""Why memory is not constant where the sequence is parallel."""
 
 
 @pytest.mark.parametrize("name, mesh", SAMPLE, ids=[name for name, _ in SAMPLE])
@@ -42,21 +45,49 @@ def test_every_mechanism_computes_the_same_on_every_mesh(on_eight_devices, subje
     assert result.outcome == "passed", result.detail
 
 
-def test_a_ring_gathers_nothing_and_memory_does_not_grow_with_devices(on_eight_devices):
-    check_programs(on_eight_devices, CONSTANT)
+@pytest.mark.parametrize("name", ["full", "linear", "sliding_window"])
+def test_a_device_holds_no_more_of_a_longer_sequence_on_more_devices(on_eight_devices, name):
+    few, many = check_memory(on_eight_devices, Subject(find(name), True, dict(find(name).small)))
+    assert many.gathered == 0, f"{name} gathers arrays of {many.gathered} numbers"
+    assert many.permutes > 0, f"{name} sends nothing to its neighbours"
 
 
 @pytest.mark.slow
-def test_memory_of_other_linear_and_windowed_mechanisms_does_not_grow_with_devices(on_eight_devices):
-    check_programs(on_eight_devices, ALSO_CONSTANT)
+@pytest.mark.parametrize(
+    "subject",
+    [
+        subject
+        for mixer in catalogue().values()
+        if mixer.capability.sequence == "parallel" and "T²" not in mixer.time
+        for subject in subjects(mixer)
+    ],
+    ids=lambda subject: f"{subject.mixer.name}-{subject.direction}",
+)
+def test_so_it_is_of_each_mechanism_that_is_not_quadratic(on_eight_devices, subject, record_property):
+    if subject.mixer.name in GROWS:
+        pytest.skip(GROWS[subject.mixer.name])
+    few, many = check_memory(on_eight_devices, subject)
+    record_property("ratio", many.temporaries / few.temporaries)
+    assert many.gathered < many.streamed, f"an array of {many.gathered} numbers is gathered"
 
 
-def check_programs(on_eight_devices, names):
-    for name, programs in on_eight_devices(on_shards.programs, names).items():
-        assert programs[8]["gathers"] == 0, f"{name} gathers streams"
-        assert programs[8]["permutes"] > 0, f"{name} sends nothing to its neighbours"
-        few, many = (programs[n]["temporaries"] for n in (2, 8))
-        assert many <= 1.1 * few, f"{name}: {few} bytes of temporaries on 2 devices, {many} on 8"
+def check_memory(on_eight_devices, subject):
+    few, many = (on_eight_devices(on_shards.program, subject, devices) for devices in (2, 8))
+    sizes = f"{few.temporaries} bytes of temporaries on 2 devices, {many.temporaries} on 8"
+    assert many.temporaries <= 1.1 * few.temporaries, sizes
+    return few, many
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [3, 8])
+def test_gaps_that_do_not_divide_a_shard_change_nothing(on_eight_devices, window):
+    """Of a wide window every token asks for nearly all: what a halo would bring comes round the ring."""
+    assert (
+        on_eight_devices(
+            on_shards.failure, "dilated", "bidirectional", (ALONE, WITH_DATA), window=window, dilation=5
+        )
+        == ""
+    )
 
 
 def test_a_sequence_that_does_not_divide_is_refused(on_eight_devices):

@@ -125,14 +125,14 @@ class SoftmaxMixer(HeadMixer):
     ) -> tuple[jax.Array, jax.Array]:
         """Attention of the tokens to each other, or in cross-attention to a context: (o, lse).
 
-        A pattern of several parts gives for each its `plan`, the rule that it `sees`, which keys, by their
-        `places`, take part at all, and how many tokens lie from one to the next (`step`). Queries may be
-        those of the first tokens alone.
+        A pattern of several parts gives for each its `plan`, the rule that it `sees`, and which keys, by
+        their `places`, take part at all. Where a query sees only keys a multiple of `step` away, the plan is
+        that of every step-th token. Queries may be those of the first tokens alone.
         """
         q, k, v = streams["q"], streams["k"], streams["v"]
         query, key = self.read_by_score(streams)
-        query |= {"index": step * jnp.arange(q.shape[1])}
-        key |= {"index": step * jnp.arange(k.shape[1]), "k": k, "v": v}
+        query |= {"index": jnp.arange(q.shape[1])}
+        key |= {"index": jnp.arange(k.shape[1]), "k": k, "v": v}
         if layout.segments is not None or layout.lengths is not None:
             segment = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
             query["segment"] = segment[:, : q.shape[1]]
@@ -140,9 +140,9 @@ class SoftmaxMixer(HeadMixer):
         if places is not None:
             key = {name: jnp.take(x, places, axis=min(x.ndim - 1, 1)) for name, x in key.items()}
         k, v = key.pop("k"), key.pop("v")
-        plan = plan or self.plan(q.shape[1], k.shape[1])
+        plan = plan or self.plan(-(-q.shape[1] // step), -(-k.shape[1] // step))
         score = partial(self.score, sees=sees or self.within)
-        return self.attend(q, k, v, plan, score, query=query, key=key)
+        return self.attend(q, k, v, plan, score, query=query, key=key, step=step)
 
     def attend(
         self,
@@ -154,9 +154,10 @@ class SoftmaxMixer(HeadMixer):
         *,
         query: Streams,
         key: Streams,
+        step: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
         """The execution of `among`: the blocks of `plan`, on one device or on many."""
-        return softmax_sharded.attend(q, k, v, plan, score, query=query, key=key)
+        return softmax_sharded.attend(q, k, v, plan, score, query=query, key=key, step=step)
 
     def continued(
         self, streams: Streams, layout: Layout, state: State

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability
-from transformer_jax.attention.engines.interleaved import apart, layout_apart, together
 from transformer_jax.attention.engines.softmax_mixer import RingMixer
 from transformer_jax.attention.engines.softmax_plan import band
 from transformer_jax.errors import BadInput
@@ -18,7 +17,9 @@ class Dilated(RingMixer):
 
     `window` counts the tokens that are seen, to one side and the token itself; with a dilation of 1 it is
     `sliding_window`. All heads have the same dilation; the paper also varies it over heads and layers. A
-    stream of every dilation-th token is a sequence by itself, and decoding keeps the last ones of each.
+    stream of every dilation-th token is a sequence by itself, and decoding keeps the last ones of each. With
+    its sequence cut over devices, a device asks its neighbours for the dilation · (window − 1) tokens before
+    its own.
     """
 
     name = "dilated"
@@ -61,10 +62,7 @@ class Dilated(RingMixer):
         return self.dilation * (self.window - 1) + 1
 
     def among(self, streams, layout):
-        step, length = self.dilation, layout.positions.shape[1]
-        rows = {name: apart(x, step) for name, x in streams.items()}
-        o, lse = super().among(rows, layout_apart(layout, step), step=step)
-        return together(o, step, length), together(lse, step, length)
+        return super().among(streams, layout, step=self.dilation)
 
     def core_flops(self, batch, length):
         return self.dilation * super().core_flops(batch, -(-length // self.dilation))

@@ -18,7 +18,9 @@ class Fixed(StoredMixer):
     """A token sees its block of `stride` tokens up to itself, and the last `summary` of every earlier block.
 
     Every head sees the union of the paper's two sets, its merged head, and all heads have the same summary
-    tokens; the paper found heads with different ones better. Decoding reads every key.
+    tokens; the paper found heads with different ones better. Decoding reads every key. With its sequence
+    cut over devices, blocks come from the neighbours, but every device holds the summaries of all, T·c/l
+    tokens.
     """
 
     name = "fixed"

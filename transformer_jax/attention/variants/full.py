@@ -58,7 +58,7 @@ class Full(CachedMixer):
     def no_kernel(self):
         return "all of its scores are to be in memory" if self.execution == "naive" else super().no_kernel
 
-    def attend(self, q, k, v, plan, score, *, query, key):
+    def attend(self, q, k, v, plan, score, *, query, key, step=1):
         if self.execution == "naive":
             return softmax_naive.attend(q, k, v, score, query=query, key=key)
-        return super().attend(q, k, v, plan, score, query=query, key=key)
+        return super().attend(q, k, v, plan, score, query=query, key=key, step=step)

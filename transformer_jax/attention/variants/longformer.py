@@ -93,7 +93,12 @@ class Longformer(SoftmaxMixer):
         some = {"q": q_global, "k": streams["k_global"], "v": v[:, :, 1]}
         wide = super().among(some, layout, plan=from_global, sees=everything)
         o, lse = merge([near, far])
-        return jnp.concatenate([wide[0], o[:, first:]], 1), jnp.concatenate([wide[1], lse[:, first:]], 1)
+        is_global, number = np.arange(q.shape[1]) < first, np.minimum(np.arange(q.shape[1]), first - 1)
+        # Chosen token by token: to join slices would move every token of a sequence that is cut over devices.
+        return tuple(
+            jnp.where(is_global.reshape(-1, *(1,) * (x.ndim - 2)), jnp.take(y, number, axis=1), x)
+            for x, y in zip((o, lse), wide, strict=True)
+        )
 
     def core_flops(self, batch, length):
         g, pairs = self.geometry, sum(plan.pairs for plan in self.plans(length))

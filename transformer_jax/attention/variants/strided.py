@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability
-from transformer_jax.attention.engines.interleaved import apart, layout_apart, together
 from transformer_jax.attention.engines.softmax import merge
 from transformer_jax.attention.engines.softmax_mixer import StoredMixer
 from transformer_jax.attention.engines.softmax_plan import band
@@ -20,6 +19,8 @@ class Strided(StoredMixer):
     Every head sees the union of the paper's two sets, its merged head; the paper also alternates them over
     layers or heads. (The authors' code has l tokens in the first set, with the token itself, where the paper
     has l before it: the union is the same.) With a stride near √T the work is T√T. Decoding reads every key.
+    With its sequence cut over devices, the near tokens come from the neighbours; the far ones, spread over
+    the whole past, go round a ring.
     """
 
     name = "strided"
@@ -61,12 +62,9 @@ class Strided(StoredMixer):
         return band(length, length, before=self.stride, after=0), band(each, each, after=0)
 
     def among(self, streams, layout):
-        stride, length = self.stride, layout.positions.shape[1]
-        plan, plan_apart = self.plans(length)
-        rows = {name: apart(x, stride) for name, x in streams.items()}
-        far = super().among(rows, layout_apart(layout, stride), plan=plan_apart, sees=self.far, step=stride)
-        o, lse = (together(x, stride, length) for x in far)
-        return merge([super().among(streams, layout, plan=plan, sees=self.near), (o, lse)])
+        plan, plan_apart = self.plans(layout.positions.shape[1])
+        far = super().among(streams, layout, plan=plan_apart, sees=self.far, step=self.stride)
+        return merge([super().among(streams, layout, plan=plan, sees=self.near), far])
 
     def core_flops(self, batch, length):
         g, (plan, plan_apart) = self.geometry, self.plans(length)
