@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from transformer_jax.errors import BadInput, unknown
-from transformer_jax.store import place
+from transformer_jax.store import place, reach
 
 PROGRAM = "transformer_jax"
 VERBS = ("list", "run", "launch", "report", "check", "bench", "generate")
@@ -210,7 +210,7 @@ def run_experiment(options: argparse.Namespace) -> int:
 
 def _run_together(options: argparse.Namespace) -> int:
     from transformer_jax import experiment, measurement
-    from transformer_jax.parallel.group import first
+    from transformer_jax.parallel.group import each, first
     from transformer_jax.report.write import report
     from transformer_jax.sweep import sweep
 
@@ -222,6 +222,7 @@ def _run_together(options: argparse.Namespace) -> int:
         print("\n".join(chosen.listed()))
         return 0
     out = options.out or Path("runs") / folder(path.stem, options.scale, changes)
+    each(lambda: reach(out, options.data))
     about = {
         "name": path.stem,
         "scale": options.scale,
@@ -233,13 +234,8 @@ def _run_together(options: argparse.Namespace) -> int:
         report([out])
         return 0
     reference = next(iter(written.published.comparable_at), None) if written.published else None
-    results = sweep(
-        written.at(options.scale, changes),
-        out,
-        data=options.data,
-        about=about,
-        published=written.at(reference) if reference else None,
-    )
+    paper = written.at(reference) if reference else None
+    results = sweep(written.at(options.scale, changes), out, data=options.data, about=about, published=paper)
     failed = [result for result in results if result["status"] == "failed"]
     if len(failed) == len(results):
         print(f"Every run failed, the first with: {failed[0]['message']}", file=sys.stderr)
@@ -297,6 +293,7 @@ def write_report(options: argparse.Namespace) -> int:
     """Files beside the results and tables here, or JSON lines."""
     from transformer_jax.report import write
 
+    reach(*options.directories)
     if options.json:
         write.print_lines(options.directories)
     else:
@@ -346,6 +343,8 @@ def run_generate(options: argparse.Namespace) -> int:
 
     if options.checkpoint is None and not options.settings:
         raise BadInput("generate needs CHECKPOINT, the directory of a run, such as runs/x/cells/y.")
+    if options.checkpoint is not None:
+        reach(options.checkpoint)
     request = _configured(generation.Generate, options, run=options.checkpoint)
     if request is None:
         return 0

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from etils import epath
@@ -45,6 +48,38 @@ def writable(directory: Path) -> bool:
     return remote(directory) or os.access(directory, os.W_OK | os.X_OK)
 
 
+def reach(*directories: Path) -> None:
+    """Raises BadInput where a directory is in a store that does not answer this process, or not this account.
+
+    It may be that it is not there yet; whether it can be written, only the attempt tells.
+    """
+    for directory in filter(remote, directories):
+        with _quiet():
+            try:
+                directory.exists()
+            except Exception as error:  # gcsfs, aiohttp and google.auth have each their own
+                raise BadInput(
+                    f"Cannot reach {directory} ({_line(error)}): check the name of its bucket, the network, "
+                    f"and which account this machine has (gcloud auth application-default login)."
+                ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the traceback that gcsfs logs of what it also raises."""
+    logger = logging.getLogger("gcsfs")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def scratch(directory: Path) -> Path:
     """A directory on this machine's disk that stands for one in a store, the same in every process."""
     name = hashlib.sha256(os.fspath(directory).encode()).hexdigest()[:16]
@@ -52,9 +87,20 @@ def scratch(directory: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all: a kill leaves the old file or the new one."""
+    """Whole or not at all: a kill leaves the old file or the new one.
+
+    Raises BadInput where a store has no such bucket, or does not let this account write to it.
+    """
     if remote(path):
-        path.write_text(text)
+        try:
+            path.write_text(text)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or "Forbidden" in str(error):
+                raise BadInput(
+                    f"Cannot write {path} ({_line(error)}): check that its bucket is there and that this "
+                    f"account may write to it."
+                ) from error
+            raise
         return
     half = path.with_name(f".{path.name}.part")
     half.write_text(text)

@@ -1,6 +1,7 @@
 """A stand-in for Google Cloud Storage on loopback: as much of its JSON API as gcsfs and TensorStore use.
 
-Objects live in memory. A write is whole or not at all and seen at once, as in the real one.
+Objects live in memory. A write is whole or not at all and seen at once, as in the real one. There is every
+bucket but "absent", and into "forbidden" nobody may write.
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Handler(BaseHTTPRequestHandler):
         with objects.lock:
             if url.path.startswith("/batch"):
                 return self.batch(body)
+            if "/b/absent/" in url.path:
+                return self.answer(404, {"error": {"code": 404, "message": "The bucket does not exist."}})
+            if "/b/forbidden/" in url.path and self.command == "POST":
+                return self.answer(403, {"error": {"code": 403, "message": "No storage.objects.create."}})
             if found := re.fullmatch(r"/(?:resumable/)?upload/storage/v1/b/([^/]+)/o", url.path):
                 return self.upload(found[1], query, body)
             if found := re.fullmatch(r"/storage/v1/b/([^/]+)", url.path):

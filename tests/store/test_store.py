@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parallel.several import free_ports
 from tests.store.stand_in import stand_in
 from transformer_jax import cli, store
 from transformer_jax.errors import BadInput
@@ -33,6 +35,71 @@ def test_a_place_on_a_disk_stays_as_it_is(tmp_path):
     assert store.place("runs/x") == Path("runs/x") and not store.remote(Path("runs/x"))
     store.write_text(tmp_path / "a", "b")
     assert (tmp_path / "a").read_text() == "b" and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+class Silent:
+    """A directory of a store that does not answer."""
+
+    def __fspath__(self):
+        return "gs://bucket/run"
+
+    __str__ = __fspath__
+
+    def exists(self):
+        raise ConnectionError("no route\nto host")
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(monkeypatch, capsys):
+    store.reach(Path("runs/x"))
+    with pytest.raises(
+        BadInput, match=r"Cannot reach gs://bucket/run \(ConnectionError: no route to host\): "
+    ):
+        store.reach(Path("runs/x"), Silent())
+    monkeypatch.setattr(cli, "place", lambda text: Silent())
+    for words in (["run", "quickstart", "--out"], ["report"], ["generate"]):
+        assert cli.main([*words, "gs://bucket/run"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Error: Cannot reach gs://bucket/run ") and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize("bucket", ["absent", "forbidden"])
+def test_a_bucket_that_cannot_be_written_is_one_sentence(bucket, monkeypatch):
+    pytest.importorskip("gcsfs")
+    with stand_in() as (address, _):
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        with pytest.raises(
+            BadInput, match=f"Cannot write gs://{bucket}/run/a .*check that its bucket is there"
+        ):
+            store.write_text(store.place(f"gs://{bucket}/run") / "a", "b")
+
+
+@pytest.mark.slow
+def test_a_store_that_one_process_cannot_reach_is_told_by_that_one_and_ends_all(tmp_path):
+    """Through the command line; gcsfs itself tries for half a minute."""
+    pytest.importorskip("gcsfs")
+    with stand_in() as (address, objects), socket.create_server(("127.0.0.1", 0)) as closed:
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        closed.close()
+        port, processes = free_ports(), []
+        for number, host in enumerate((address, nowhere)):
+            here = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(number)]
+            places = ["--out", "gs://bucket/run", "--data", str(tmp_path / "data")]
+            settings = {"STORAGE_EMULATOR_HOST": host, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "transformer_jax", "run", "quickstart", *here, *places],
+                    env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", **settings},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        said = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    for text in said:
+        assert "Error: Process 1 on " in text and "Cannot reach gs://bucket/run (Client" in text, text
+        assert "Traceback" not in text, text
+    assert not objects
 
 
 def worker(out, data, **environment):

@@ -81,6 +81,20 @@ def objection(text: str | None) -> str | None:
     return min(client.key_value_dir_get(key), default=(key, None))[1]
 
 
+def each(function: Callable[[], None]) -> None:
+    """Calls `function` in every process; the BadInput that it raises in one is raised in all, which say whose
+    it is. Every process must call it."""
+    if jax.process_count() == 1:
+        return function()
+    said = None
+    try:
+        function()
+    except BadInput as error:
+        said = f"Process {jax.process_index()} on {socket.gethostname()}: {error}"
+    if (said := objection(said)) is not None:
+        raise BadInput(said)
+
+
 def stop(heard: int | None) -> int | None:
     """The signal at which all processes stop now, or None.
 
