@@ -43,8 +43,22 @@ LAYERS = {
     "measurement": {"experiment", "measure", "store", "train"},
     "report": {"overrides", "store"},  # reads files
     "launch": {"parallel"},
+    "planner": {
+        "data",
+        "experiment",
+        "launch",
+        "measure",
+        "overrides",
+        "parallel",
+        "store",
+        "sweep",
+        "train",
+    },
     "listing": {"attention", "data", "experiment", "overrides"},
+    "arguments": {"store"},
     "cli": {
+        "arguments",
+        "planner",
         "store",
         "parallel",
         "launch",

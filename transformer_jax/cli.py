@@ -6,7 +6,6 @@ Everything heavy is imported by the verb that needs it, so that `--help` is quic
 from __future__ import annotations
 
 import argparse
-import hashlib
 import inspect
 import json
 import logging
@@ -18,25 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from transformer_jax.arguments import folder, parser, settings
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.store import place, reach
-
-PROGRAM = "transformer_jax"
-VERBS = ("list", "run", "launch", "report", "check", "bench", "generate")
-EXAMPLES = """examples:
-  python -m transformer_jax run quickstart
-  python -m transformer_jax run experiments/quickstart.py --scale single --variants full,linear
-  python -m transformer_jax report runs/quickstart-smoke
-  python -m transformer_jax check gated_delta_net
-  python -m transformer_jax bench --variants full linear --lengths 1024 4096
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, as everything else here does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message[:1].upper()}{message[1:].rstrip('.')}. See `python -m {self.prog} --help`.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,127 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_file(file: str) -> NoReturn:
     """What an experiment file does when it is run itself: `python experiments/x.py --scale smoke ...`."""
     sys.exit(main(["run", file, *sys.argv[1:]]))
-
-
-def parser() -> Parser:
-    top = Parser(
-        prog=PROGRAM,
-        description="A laboratory for attention mechanisms: define, prove, run and compare them fairly.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-
-    def verb(name: str, says: str, function, free: str = "") -> Parser:
-        added = verbs.add_parser(name, help=says, description=says, epilog=free or None, allow_abbrev=False)
-        added.set_defaults(function=function, free=bool(free))
-        return added
-
-    listed = verb("list", "Show mechanisms, tasks and experiments, or all of one.", list_everything)
-    listed.add_argument("name", nargs="?", metavar="NAME", help="show all that is known of this one")
-    listed.add_argument("--markdown", action="store_true", help="print the page of all mechanisms")
-    fields = (
-        "Any field of the experiment can be set by its name: --model.width 128, --train.steps 2000, "
-        "--task.length 128, --tune.seeds 5, --tune.learning_rate 1e-3 3e-3, "
-        "--match parameters, --sliding_window.window 16, --variants full,linear,gated_delta_net+full; "
-        "on several devices --train.mesh.fsdp 4."
-    )
-    run = verb("run", "Run an experiment, or continue it, and report it.", run_experiment, fields)
-    launch = verb(
-        "launch", "Print the script or manifest that runs an experiment on a cluster.", print_launch, fields
-    )
-    for either in (run, launch):
-        either.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
-        either.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
-    launch.add_argument("--on", required=True, metavar="PLACE", help="tpu-vm, gke, kubeflow or slurm")
-    launch.add_argument("--topology", required=True, help="a slice such as v5e:4x4; on slurm NODESxGPUS")
-    launch.add_argument("--slices", type=int, default=1, help="how many slices (gke)")
-    launch.add_argument("--out", required=True, help="where results go: gs://..., or a folder (slurm)")
-    launch.add_argument("--data", default="data_cache", help="where data sets are kept")
-    launch.add_argument("--name", help="of the job (default: from EXPERIMENT and the scale)")
-    launch.add_argument("--image", help="container image with this package (gke, kubeflow)")
-    launch.add_argument("--zone", help="of Google Cloud (tpu-vm)")
-    launch.add_argument("--spot", action="store_true", help="take machines that may be preempted")
-    launch.add_argument("--time", default="24:00:00", help="limit of the job (slurm), [DAYS-]HH:MM:SS")
-    run.add_argument(
-        "--out",
-        type=_place,
-        help="where results go (default: runs/EXPERIMENT-SCALE, and a short hash of the settings given here)",
-    )
-    run.add_argument("--settings", action="store_true", help="show what can be set, as it is set, and stop")
-    run.add_argument("--data", type=_place, default=Path("data_cache"), help="where data sets are kept")
-    for name, of, says in (
-        (
-            "--coordinator",
-            str,
-            "HOST:PORT of process 0; with the next two, where the environment does not say",
-        ),
-        ("--processes", int, "how many processes run this together"),
-        ("--process", int, "which of them this one is, from 0"),
-    ):
-        run.add_argument(name, type=of, help=says)
-    report = verb("report", "Write tables, figures and a page for directories of results.", write_report)
-    report.add_argument("directories", nargs="+", type=_place, metavar="DIR")
-    report.add_argument(
-        "--keep", type=_place, metavar="DIR", help="copy the results there, small enough for a repository"
-    )
-    check = verb("check", "Prove a mechanism by the conformance suite.", run_checks)
-    check.add_argument("target", metavar="VARIANT_OR_FILE")
-    bench = verb(
-        "bench",
-        "Measure time and memory against length, beside jax.nn and PyTorch.",
-        run_bench,
-        "bench NAME_OR_FILE... measures these variants: names of `list`, or files of your own mechanisms. "
-        "Settings and their defaults: python -m transformer_jax bench --settings.",
-    )
-    bench.add_argument("--settings", action="store_true", help="show what can be set, and stop")
-    bench.add_argument("--out", type=_place, metavar="DIR", help="write the measurements there, as run does")
-    generate = verb(
-        "generate",
-        "Write text from a trained model, with its speed.",
-        run_generate,
-        "Settings and their defaults: python -m transformer_jax generate --settings.",
-    )
-    generate.add_argument(
-        "checkpoint", nargs="?", type=_place, metavar="CHECKPOINT", help="directory of a run"
-    )
-    generate.add_argument("--settings", action="store_true", help="show what can be set, and stop")
-    for machine_readable in (listed, report, bench):
-        machine_readable.add_argument("--json", action="store_true", help="print machine-readable lines")
-    return top
-
-
-def settings(words: Sequence[str]) -> dict[str, str]:
-    """Free settings by name: --model.width 128, --model.width=128, model.width=128; lists by comma or space.
-
-    Raises BadInput on a word that belongs to no name, a name without a value and a name given twice.
-    """
-    found: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        text = word.removeprefix("--")
-        waiting = name is not None and not found[_plain(name)]  # for its value, whatever that looks like
-        if "=" in text and (
-            word.startswith("--")
-            or (not waiting and ("." in text.partition("=")[0] or text.startswith("variants=")))
-        ):
-            key, _, value = text.partition("=")
-            _new(found, key).append(value)
-            name = None
-        elif word.startswith("--"):
-            name = text
-            _new(found, name)
-        elif name is None:
-            raise BadInput(
-                f"{word!r} is one word too many: settings are --name value, such as --model.width 128."
-            )
-        else:
-            found[_plain(name)].append(word)
-    for key, values in found.items():
-        if not values:
-            raise BadInput(f"--{key} has no value: write --{key} VALUE.")
-    return {key: ",".join(values) for key, values in found.items()}
 
 
 def list_everything(options: argparse.Namespace) -> int:
@@ -278,15 +140,14 @@ def print_launch(options: argparse.Namespace) -> int:
     return 0
 
 
-def folder(experiment: str, scale: str, changes: dict[str, str]) -> str:
-    """A name for the results: another one for each set of changes, so that none is in another's way. A mesh
-    changes none: on another the run goes on in the same directory."""
-    changes = {name: value for name, value in changes.items() if not name.startswith("train.mesh.")}
-    if not changes:
-        return f"{experiment}-{scale}"
-    return (
-        f"{experiment}-{scale}-{hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()[:6]}"
-    )
+def plan_experiment(options: argparse.Namespace) -> int:
+    """A table, or JSON lines; what does not fit is said at the end."""
+    from transformer_jax.planner.topologies import prepare
+
+    prepare()  # before JAX looks for devices
+    from transformer_jax.planner import verb
+
+    return verb.plan_experiment(options, settings(options.rest))
 
 
 def write_report(options: argparse.Namespace) -> int:
@@ -357,10 +218,22 @@ def run_generate(options: argparse.Namespace) -> int:
     return 0
 
 
+VERBS = {
+    "list": list_everything,
+    "run": run_experiment,
+    "plan": plan_experiment,
+    "launch": print_launch,
+    "report": write_report,
+    "check": run_checks,
+    "bench": run_bench,
+    "generate": run_generate,
+}
+
+
 def _verb(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise unknown("verb", arguments[0], VERBS)
-    options, rest = parser().parse_known_args(arguments)
+    options, rest = parser(VERBS).parse_known_args(arguments)
     options.rest = rest
     if rest and not options.free:
         raise BadInput(f"{options.verb} does not know {' '.join(rest)}: see `{options.verb} --help`.")
@@ -380,20 +253,3 @@ def _configured(kind: type, options: argparse.Namespace, **given: Any) -> Any:
         if name not in known:
             raise unknown(f"setting of {options.verb}", name, known)
     return kind(**given, **{name: overrides.parse(name, known[name], text) for name, text in words.items()})
-
-
-def _place(text: str) -> Path:
-    try:
-        return place(text)
-    except BadInput as error:  # which the parser would replace by a sentence of its own
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _plain(name: str) -> str:
-    return name.replace("-", "_")
-
-
-def _new(found: dict[str, list[str]], name: str) -> list[str]:
-    if _plain(name) in found:
-        raise BadInput(f"--{name} is given twice: give it once.")
-    return found.setdefault(_plain(name), [])

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from transformer_jax.data.tasks import (
     BracketedArithmetic,
     Copy,
     InductionHeads,
+    LinearRegression,
     ListOps,
     ModularArithmetic,
     NeedleRetrieval,
@@ -71,6 +73,16 @@ def digest(batch):
     """sha256 over the little-endian bytes of inputs, targets and weights."""
     parts = (("inputs", "<i4"), ("targets", "<i4"), ("weights", "<f4"))
     return hashlib.sha256(b"".join(batch[key].astype(kind).tobytes() for key, kind in parts)).hexdigest()
+
+
+@pytest.mark.parametrize("task", [*GENERATED.values(), LinearRegression()], ids=str)
+def test_a_batch_has_the_shapes_that_its_specification_says(task):
+    columns = task.examples(0, np.arange(2)) if task.endless else None
+    if columns is None:
+        rows = [row for row, _ in zip(task.rows("validation", Path()), range(2), strict=False)]
+        pile = lambda values: np.array(values, object) if isinstance(values[0], bytes) else np.stack(values)
+        columns = task.collate({name: pile([row[name] for row in rows]) for name in rows[0]})
+    assert {name: (x.shape, x.dtype) for name, x in columns.items()} == task.specification(2)
 
 
 @pytest.mark.parametrize("name", GENERATED)

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from transformer_jax import cli
+from transformer_jax import arguments, cli
 from transformer_jax.errors import BadInput
 from transformer_jax.launch import launch
 from transformer_jax.launch.topology import GENERATIONS, nodes, tpu
@@ -64,11 +64,11 @@ def container(jobset):
 
 @pytest.mark.parametrize("place", WHERE)
 def test_the_command_inside_is_one_that_the_command_line_takes(place, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "place", Path)  # whether gcsfs is here is not the question
+    monkeypatch.setattr(arguments, "place", Path)  # whether gcsfs is here is not the question
     text, run = launched(capsys, place, *AWKWARD)
     words = command_in(place, text)
     assert words == ["python", "-m", "transformer_jax", *run]
-    options, rest = cli.parser().parse_known_args(words[3:])
+    options, rest = cli.parser(cli.VERBS).parse_known_args(words[3:])
     assert options.function is cli.run_experiment and options.out.name == "it's here"
     assert cli.settings(rest) == {"train.steps": "100", "train.mesh.fsdp": "2", "variants": "full,linear"}
 
@@ -232,4 +232,4 @@ def test_what_cannot_be_launched_is_one_sentence(words, sentence, capsys):
 
 def test_a_launch_says_what_it_lacks():
     with pytest.raises(BadInput, match="required: --on"):
-        cli.parser().parse_args(["launch", "quickstart"])
+        cli.parser(cli.VERBS).parse_args(["launch", "quickstart"])

@@ -41,6 +41,7 @@ class Task:
     target: ClassVar[Literal["token", "sequence"]] = "token"
     causal: ClassVar[bool] = True
     metric: ClassVar[Metric] = "accuracy"
+    padded: ClassVar[bool] = False  # whether its batches have "lengths"
 
     length: int
 
@@ -96,6 +97,17 @@ class Task:
     def evaluations(self) -> dict[str, Task]:
         """Named further test sets, such as other lengths."""
         return {}
+
+    def specification(self, batch: int) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Name -> shape and kind of the arrays of a batch of training, without drawing or reading one."""
+        inputs = (batch, self.length) + ((self.features,) if self.features else ())
+        targets = (batch, self.length) if self.target == "token" else (batch,)
+        found: dict[str, tuple[tuple[int, ...], type]] = {
+            "inputs": (inputs, np.float32 if self.features else np.int32),
+            "targets": (targets, np.float32 if self.metric == "squared_error" else np.int32),
+            "weights": (targets, np.float32),
+        }
+        return found | ({"lengths": ((batch,), np.int32)} if self.padded else {})
 
     @property
     def longest(self) -> int:

@@ -111,3 +111,9 @@ def platform() -> str:
     """What the program that is being traced will run on: "cpu", "gpu" or "tpu". That of its mesh, which may
     be of devices that are not here; without a mesh, JAX's own."""
     return _platform.get() or jax.default_backend()
+
+
+def parts_along(axes: Sequence[str]) -> int:
+    """Into how many parts the mesh of the program that is being traced cuts what lies along these axes."""
+    mesh = current()
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,9 +54,10 @@ def placed(skeleton: Skeleton, mesh: Mesh, tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, shardings(skeleton, mesh, tree))
 
 
-def mesh_of(run: Run) -> Mesh:
-    """The mesh that a run asks for. Raises BadInput where the run does not divide over it."""
-    train, task, mesh = run.train, run.task, make_mesh(run.train.mesh)
+def mesh_of(run: Run, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that a run asks for, of `devices` (default: all there are). Raises BadInput where the run does
+    not divide over it."""
+    train, task, mesh = run.train, run.task, make_mesh(run.train.mesh, devices)
     batches = {"train.batch": train.batch, "train.evaluation_batch": train.evaluation_batch or train.batch}
     if train.accumulate > 1:
         batches["The microbatch, train.batch / train.accumulate ="] = train.batch // train.accumulate

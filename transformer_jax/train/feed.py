@@ -17,6 +17,11 @@ from transformer_jax.parallel.rows import spread
 STACK_BYTES, STACK_MOST = 2**21, 16
 
 
+def room(batch_bytes: int) -> int:
+    """For how many batches of that size a stack has room."""
+    return max(1, min(STACK_MOST, STACK_BYTES // batch_bytes))
+
+
 class Stream(Protocol):
     """Training batches whose position can be saved."""
 
@@ -107,8 +112,7 @@ class Feed:
     def _stack(self, at_most: int) -> Stack:
         batches = [self._next()]
         if self.most is None:
-            size = sum(array.nbytes for array in batches[0].values())
-            self.most = max(1, min(STACK_MOST, STACK_BYTES // size))
+            self.most = room(sum(array.nbytes for array in batches[0].values()))
         count = min(self.ask, self.most, at_most)
         batches += [self._next() for _ in range(count - 1)]
         self.step += count

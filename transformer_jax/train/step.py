@@ -206,12 +206,24 @@ def started(build: Callable[..., Any], run: Run, mesh: Mesh) -> State:
 
 @functools.lru_cache(maxsize=8)
 def _start(build: Callable[..., Any], run: Run, mesh: Mesh) -> Callable[[Any, Any, Any], State]:
+    places = jax.tree.map(lambda leaf: leaf.sharding, outline(build, run, mesh)[1])
+    return jax.jit(_make(build, run), out_shardings=places)
+
+
+def outline(build: Callable[..., Any], run: Run, mesh: Mesh) -> tuple[Skeleton, State]:
+    """The skeleton of a run's model, and its state as shapes, each with the place where it lies: enough to
+    compile for a mesh whose devices are not here."""
+    skeleton = dismantle(jax.eval_shape(lambda: build(run)))[0]
+    state = jax.eval_shape(_make(build, run), np.uint32(0), np.float32(0), np.float32(0))
+    lies = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+    return skeleton, jax.tree.map(lies, state, shardings(skeleton, mesh, state))
+
+
+def _make(build: Callable[..., Any], run: Run) -> Callable[[Any, Any, Any], State]:
     rule = update_rule(run.train)
 
     def make(seed: jax.Array, peak: jax.Array, weight_decay: jax.Array) -> State:
         _, params, rest = dismantle(build(run, jax.random.key(seed)))
         return initial(params, rest, rule, seed=seed, peak=peak, weight_decay=weight_decay)
 
-    skeleton = dismantle(jax.eval_shape(lambda: build(run)))[0]
-    state = jax.eval_shape(make, np.uint32(0), np.float32(0), np.float32(0))
-    return jax.jit(make, out_shardings=shardings(skeleton, mesh, state))
+    return make

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from transformer_jax.parallel.mesh import platform
+
 ALONE = -1
 """The axis of what is not cut: an input that every part reads, or an output to which every part adds."""
 
@@ -29,12 +31,16 @@ class Cut(NamedTuple):
     out_axes: Any
 
 
-def sequential_parts(count: int, tile: int) -> int:
+def sequential_parts(count: int, tile: int, devices: int = 1) -> int:
     """Into how many equal parts `count` tiles of scores are cut, to compute one part after the other.
 
     Scores that fit the cache of a CPU are worth more than many at once; elsewhere only memory counts.
+    Where the tiles are spread over `devices`, each part has as many of every device: a part of fewer tiles
+    than devices would have to be gathered, and computed by all of them.
     """
-    room = 2**18 if jax.default_backend() == "cpu" else 2**27
+    if count % devices == 0:
+        count //= devices
+    room = 2**18 if platform() == "cpu" else 2**27
     together = max((n for n in range(1, count + 1) if count % n == 0 and n * tile <= room), default=1)
     return count // together
 

@@ -38,6 +38,8 @@ from transformer_jax.attention.engines.softmax_rows import (
     floats,
     forward,
 )
+from transformer_jax.parallel.mesh import parts_along
+from transformer_jax.parallel.rules import RULES
 
 
 def attend(
@@ -133,9 +135,11 @@ def in_parts(f: Callable, plan: Plan, x: Inputs, heads: tuple, batch: tuple, out
     batch_size, kv_heads = x.k.shape[0], x.k.shape[2]
     widest = max((g.length for g in plan.groups), default=1)
     tile = x.q.shape[2] // kv_heads * plan.block * widest
+    over_heads, over_batch = parts_along(RULES.heads), parts_along(RULES.batch)
+    here = kv_heads // over_heads if kv_heads % over_heads == 0 else kv_heads
     cuts = (
-        Cut(kv_heads, sequential_parts(kv_heads, tile), *heads),
-        Cut(batch_size, sequential_parts(batch_size, kv_heads * tile), *batch),
+        Cut(kv_heads, sequential_parts(kv_heads, tile, over_heads), *heads),
+        Cut(batch_size, sequential_parts(batch_size, here * tile, over_batch), *batch),
     )
     return in_turn(f, cuts, out)
 

@@ -26,6 +26,7 @@ class Formal(Generated):
     """
 
     odd: ClassVar[bool] = False
+    padded: ClassVar[bool] = True
 
     length: int = 40
     shortest: int = 3

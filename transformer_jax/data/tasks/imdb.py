@@ -40,6 +40,7 @@ class Imdb(Task):
     name: ClassVar[str] = "imdb"
     target: ClassVar[Literal["token", "sequence"]] = "sequence"
     causal: ClassVar[bool] = False
+    padded: ClassVar[bool] = True
 
     length: int = 4096
     test_examples: int | None = None

@@ -38,6 +38,7 @@ class ListOps(Generated):
     name: ClassVar[str] = "list_ops"
     target: ClassVar[Literal["token", "sequence"]] = "sequence"
     causal: ClassVar[bool] = False
+    padded: ClassVar[bool] = True
 
     length: int = 2000
     shortest: int = 500

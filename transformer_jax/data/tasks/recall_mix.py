@@ -26,6 +26,7 @@ class RecallMix(Generated):
     """
 
     name: ClassVar[str] = "recall_mix"
+    padded: ClassVar[bool] = True
 
     length: int = 256
     mix: tuple[tuple[int, int, int], ...] = (
