@@ -65,10 +65,15 @@ def parser(functions: Mapping[str, Callable[[argparse.Namespace], int]]) -> Pars
     for either in (run, launch, plan):
         either.add_argument("experiment", metavar="EXPERIMENT", help="a file, or a name in experiments/")
         either.add_argument("--scale", default="smoke", help="smoke (default), single or paper")
-    plan.add_argument("--topology", required=True, help="a slice such as v5e:4x4; several with commas")
+    plan.add_argument("--topology", help="a slice such as v5e:4x4; several with commas")
     plan.add_argument("--mesh", help="its axes, such as data=4,fsdp=4 (default: the experiment's)")
     plan.add_argument("--search", action="store_true", help="try meshes and rematerialization on that slice")
     plan.add_argument("--smallest", action="store_true", help="find the smallest slice of that generation")
+    plan.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="EXPERIMENT is a directory of runs: set beside their plans what was measured",
+    )
     launch.add_argument("--on", required=True, metavar="PLACE", help="tpu-vm, gke, kubeflow or slurm")
     launch.add_argument("--topology", required=True, help="a slice such as v5e:4x4; on slurm NODESxGPUS")
     launch.add_argument("--slices", type=int, default=1, help="how many slices (gke)")
@@ -158,9 +163,10 @@ def settings(words: Sequence[str]) -> dict[str, str]:
 
 
 def folder(experiment: str, scale: str, changes: dict[str, str]) -> str:
-    """A name for the results: another one for each set of changes, so that none is in another's way. A mesh
-    changes none: on another the run goes on in the same directory."""
-    changes = {name: value for name, value in changes.items() if not name.startswith("train.mesh.")}
+    """A name for the results: another one for each set of changes, so that none is in another's way. What
+    only says how it is computed changes none: on another mesh the run goes on in the same directory."""
+    how = ("train.mesh.", "train.profile")
+    changes = {name: text for name, text in changes.items() if not name.startswith(how)}
     if not changes:
         return f"{experiment}-{scale}"
     return (

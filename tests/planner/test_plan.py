@@ -16,9 +16,10 @@ from transformer_jax import cli
 from transformer_jax.data.tasks.associative_recall import AssociativeRecall
 from transformer_jax.errors import BadInput
 from transformer_jax.launch.topology import GENERATIONS
+from transformer_jax.measure.step_cost import step_cost
 from transformer_jax.model.config import Transformer
 from transformer_jax.parallel.mesh import Axes
-from transformer_jax.planner import kept, topologies, verb
+from transformer_jax.planner import calibrate, kept, topologies, verb
 from transformer_jax.planner.counts import Totals, counted
 from transformer_jax.planner.hlo import parse
 from transformer_jax.planner.network import Collective
@@ -188,11 +189,13 @@ def test_meshes_that_are_tried_divide_what_they_cut():
         (["--topology", "v5e:2x2", "--mesh", "dat=4"], "did you mean 'data'"),
         (["--topology", "v5e:2x2", "--mesh", "data=four"], "a number of chips"),
         (["--topology", "v5e:2x2", "--search", "--smallest"], "give one of them"),
-        ([], "--topology"),
+        ([], "needs --topology"),
+        (["--calibrate"], "no finished run"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence_and_code_2(words, hint, monkeypatch, capsys):
     monkeypatch.setattr(topologies, "prepare", lambda: None)
+    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
     code = cli.main(["plan", "quickstart", *words])
     said = capsys.readouterr()
     assert (code, said.out, said.err.count("\n")) == (2, "", 1)
@@ -201,6 +204,7 @@ def test_what_cannot_be_planned_is_one_sentence_and_code_2(words, hint, monkeypa
 
 @pytest.mark.quick
 def test_without_the_compiler_its_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(topologies, "prepare", lambda: None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cli.main(["plan", "quickstart", "--topology", "v5e:2x2"]) == 2
     assert 'pip install ".[tpu]"' in capsys.readouterr().err
@@ -209,17 +213,39 @@ def test_without_the_compiler_its_extra_is_named(monkeypatch, capsys):
 @pytest.mark.quick
 def test_the_table_and_the_lines_say_what_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(topologies, "prepare", lambda: None)
+    monkeypatch.setattr(topologies, "require_compiler", lambda: None)
     monkeypatch.setattr(topologies, "devices", lambda topology: [None] * 4)
     fits = lambda asked: invented(asked.run, asked.label, asked.topology, asked.run.model.remat == "full")
     monkeypatch.setattr(Asked, "planned", fits)
     code = cli.main(["plan", "quickstart", "--topology", "v5e:2x2", "--variants", "full", "--json"])
     said = capsys.readouterr()
     (line,) = map(json.loads, said.out.splitlines())
-    assert code == 2 and line["fits"] is False and line["calibrated"] is False
+    assert code == 2 and line["fits"] is False and line["calibration"] is None
     last = said.err.splitlines()[-1]
     assert "does not fit on v5e:2x2" in last and "--model.remat full" in last
     made = plan_fields(collectives=({"kind": "all-reduce", "axes": "data", "times": 3, "sent": 5e9},))
     assert verb.sent(made) == ["full on v5e:2x2 sends: all-reduce along data 5 GB in 3"]
+
+
+@pytest.mark.quick
+def test_runs_are_set_beside_their_plans(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(topologies, "prepare", lambda: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    steps = dataclasses.replace(RUN.train, steps=6, steps_per_dispatch=2)
+    for seed in range(2):
+        run = dataclasses.replace(RUN, train=steps, seed=seed)
+        train(
+            run, tmp_path / f"seed{seed}", data=tmp_path / "data", label=f"full, seed {seed}", cost=step_cost
+        )
+    assert cli.main(["plan", str(tmp_path), "--calibrate", "--json"]) == 0
+    (row,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row["label"] == "full" and row["runs"] == 2
+    assert row["measured_temporaries"] == row["planned_temporaries"], "of the same program"
+    assert row["ratio"] == row["measured"] / row["planned"] > 0
+    assert (tmp_path / "seed0" / calibrate.PLANNED).is_file()
+    assert calibrate.calibration() == {}, "a CPU says nothing of a TPU"
+    calibrate.keep([row | {"device": "TPU v5 lite", "ratio": ratio} for ratio in (1.5, 1.3, 1.1)])
+    assert calibrate.calibration() == {"v5e": {"ratio": 1.3, "programs": 3}}
 
 
 def plan_fields(**more):

@@ -13,13 +13,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.train.toy import toy_model, toy_run
 from transformer_jax import cli
+from transformer_jax.attention.engines.softmax import attend
+from transformer_jax.attention.engines.softmax_plan import band
 from transformer_jax.data.tasks.copy import Copy
 from transformer_jax.errors import BadInput
 from transformer_jax.model.config import Transformer
-from transformer_jax.parallel.mesh import Axes, make_mesh, on
+from transformer_jax.parallel.mesh import BATCH, Axes, make_mesh, on
 from transformer_jax.train import loop
 from transformer_jax.train.config import Train
 from transformer_jax.train.devices import mesh_of, rows, stacked
@@ -112,6 +115,26 @@ def inspected(axes: Axes) -> Inspected:
         largest=4 * int(max(sizes)),
         exchanged=exchanged,
     )
+
+
+def exchanged_in_parts(axes: Axes) -> list[str]:
+    """The collectives of attention, forward and backward, that is computed for some sequences and heads after
+    others."""
+    mesh = make_mesh(axes)
+    place = NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor"))
+    x = jax.ShapeDtypeStruct((32, 512, 4, 8), np.float32, sharding=place)
+
+    def loss(q, k, v):
+        o, _ = attend(q, k, v, band(512, 512, after=0), lambda qk, query, key, shared: qk)
+        return (o**2).sum()
+
+    def slopes(q, k, v):
+        with on(mesh):
+            return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+    text = made(jax.jit(slopes), x, x, x).as_text()
+    assert " while(" in text, "nothing is computed in parts"
+    return re.findall(r" (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", text)
 
 
 def made(f, *arguments):

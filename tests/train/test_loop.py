@@ -275,3 +275,14 @@ def test_a_bar_runs_to_its_end(tmp_path, data):
     bar = Bar()
     train(toy_run(steps=10), tmp_path, data=data, progress=bar)
     assert bar.bar.finished
+
+
+def test_a_trace_of_some_steps_changes_nothing(tmp_path, data):
+    run = toy_run(steps=6, steps_per_dispatch=1)
+    traced = toy_run(steps=6, steps_per_dispatch=1, profile=2)
+    assert digest(run) == digest(traced)
+    plain, other = (go(r, tmp_path / name, data) for r, name in ((run, "plain"), (traced, "traced")))
+    assert plain["metrics"] == other["metrics"]
+    assert not (tmp_path / "plain" / "profile").exists()
+    (trace,) = (tmp_path / "traced" / "profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size > 0

@@ -84,6 +84,10 @@ def test_a_device_makes_holds_and_exchanges_its_part(on_eight_devices):
     assert {shape for _, shape in tensor.exchanged} == {"16,16,64", "16,16", "16,16,1", ""}, tensor
 
 
+def test_attention_in_parts_stays_where_its_sequences_and_heads_are(on_eight_devices):
+    assert on_eight_devices(on_meshes.exchanged_in_parts, MIXED) == []
+
+
 @pytest.mark.parametrize(
     "meshes, toy",
     [

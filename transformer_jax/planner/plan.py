@@ -106,7 +106,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """As JSON values, with what follows from the fields."""
         more = {"bound": self.bound, "tokens_per_s": self.tokens_per_s, "needed": self.memory.total}
-        return {**self.fields(), **more, "calibrated": False}
+        return {**self.fields(), **more}
 
 
 def plan(run: Run, label: str, topology: str) -> Plan:
@@ -115,16 +115,18 @@ def plan(run: Run, label: str, topology: str) -> Plan:
     try:
         mesh = mesh_of(run, chips)
         skeleton, arguments = shapes(run, mesh)
-        traced = program(skeleton, run.train, mesh).steps.trace(*arguments)
+        steps: Any = program(skeleton, run.train, mesh).steps
+        traced = steps.trace(*arguments)
     except BadInput as error:
         raise BadInput(f"Variant {label!r} on {topology}: {error}") from None
-    about = {
+    tokens = run.train.batch * run.task.length
+    about: dict[str, Any] = {
         "variant": label,
         "topology": topology,
         "chips": len(chips),
         "remat": run.model.remat,
         "mesh": dict(mesh.shape),
-        "tokens": run.train.batch * run.task.length,
+        "tokens": tokens,
         "limit": chip.memory,
     }
     try:
@@ -143,8 +145,8 @@ def plan(run: Run, label: str, topology: str) -> Plan:
     totals = counted(parse(compiled.as_text()), mesh.shape)
     read = described(totals, chip, trips_known=1)
     formula, model = _or_none(lambda: trip_flops(traced.jaxpr.jaxpr)), _or_none(lambda: flops(run))
-    model = model * about["tokens"] if model else None
-    peak = read["seconds"] * len(chips) * chip.flops
+    model = model * tokens if model else None
+    peak = (read["seconds"] or 0) * len(chips) * chip.flops
     return Plan(
         **about,
         **read,
@@ -152,7 +154,7 @@ def plan(run: Run, label: str, topology: str) -> Plan:
         fits=memory.total <= chip.memory,
         formula=formula,
         model=model,
-        mfu=model / peak if model else None,
+        mfu=model / peak if model and peak else None,
         compiling=time.monotonic() - began,
     )
 
@@ -203,7 +205,7 @@ def described(totals: Totals, chip: Generation, *, trips_known: int) -> dict[str
             }
             for one, times in sorted(totals.collectives.items(), key=lambda item: -item[0].sent * item[1])
         ),
-        "seconds": seconds,
+        "seconds": seconds or None,  # a CPU's compiler estimates nothing
         "parts": parts,
         "bounds": bounds,
         "left_out": tuple(left_out),

@@ -21,12 +21,8 @@ QUIET = {
 
 
 def prepare() -> None:
-    """Makes this process one that plans: JAX computes on the CPU, the TPU's compiler is only asked.
-
-    To be called before anything is computed. Raises BadInput where the compiler is not installed.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise BadInput('Planning needs the TPU compiler, which is not installed: pip install ".[tpu]".')
+    """Makes this process one that plans: JAX computes on the CPU, the TPU's compiler is only asked. To be
+    called before anything is computed."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     for name, value in QUIET.items():
@@ -34,6 +30,12 @@ def prepare() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
+
+
+def require_compiler() -> None:
+    """Raises BadInput where the TPU's compiler is not installed."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise BadInput('Planning needs the TPU compiler, which is not installed: pip install ".[tpu]".')
 
 
 def generation(topology: str) -> Generation:
@@ -53,6 +55,7 @@ def devices(topology: str) -> Sequence[Any]:
     """The chips of a slice, without any of them being there. Raises BadInput where there is no such slice."""
     from jax.experimental import topologies
 
+    require_compiler()
     kind, (_, _, shape) = generation(topology), topology.partition(":")
     more: dict[str, Any] = {}
     if not kind.flat:  # two cores on a chip, which are one device only with these

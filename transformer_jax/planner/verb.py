@@ -15,14 +15,16 @@ from rich.text import Text
 from transformer_jax import experiment
 from transformer_jax.errors import BadInput, unknown
 from transformer_jax.parallel.mesh import AXES
-from transformer_jax.planner import topologies
+from transformer_jax.planner import calibrate, topologies
 from transformer_jax.planner.plan import GIB, Plan
 from transformer_jax.planner.search import Asked, mesh_text, remedy, search, sentence, smallest, too_large
+from transformer_jax.store import place
 from transformer_jax.sweep.cells import first_runs
 from transformer_jax.sweep.widths import settled
+from transformer_jax.train.run import Run
 
 MODEL = (
-    "Uncalibrated: step = max(compute + kernels, hidden) + exposed. Compute is the compiler's cycles at the "
+    "Step = max(compute + kernels, hidden) + exposed. Compute is the compiler's cycles at the "
     "chip's clock, the last two what collectives send over two links of a chip. MFU = FLOPs of the loss "
     "and its gradient, nothing recomputed / (step · chips · peak)."
 )
@@ -31,6 +33,11 @@ MODEL = (
 def plan_experiment(options: argparse.Namespace, changes: dict[str, str]) -> int:
     """Plans each variant on each slice. Raises BadInput where one does not fit, or cannot be cut so."""
     say = lambda line: print(line, file=sys.stderr, flush=True)
+    if options.calibrate:
+        return show_calibration(options)
+    topologies.require_compiler()
+    if not options.topology:
+        raise BadInput("plan needs --topology, a slice such as v5e:4x4, or --calibrate.")
     slices = [name for name in options.topology.split(",") if name]
     for topology in slices:
         topologies.generation(topology)
@@ -49,7 +56,8 @@ def plan_experiment(options: argparse.Namespace, changes: dict[str, str]) -> int
                 problems.append(str(error))
     if options.json:
         for made in plans:
-            print(json.dumps(made.as_json()))
+            ratio = calibrate.calibration().get(made.topology.partition(":")[0])
+            print(json.dumps(made.as_json() | {"calibration": ratio}))
     elif plans:
         Console().print(render(plans))
     for made in plans:
@@ -62,7 +70,34 @@ def plan_experiment(options: argparse.Namespace, changes: dict[str, str]) -> int
     return 0
 
 
-def asked_runs(options: argparse.Namespace, changes: dict[str, str]) -> dict[str, object]:
+def show_calibration(options: argparse.Namespace) -> int:
+    """Runs that were made beside their plans."""
+    rows = calibrate.compare([place(options.experiment)])
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+        return 0
+    table = Table(title="Measured runs beside their plans")
+    names = ("run", "device", "runs", "step, ms", "planned", "ratio", "temporaries, MiB", "planned")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("run", "device") else "right")
+    for row in rows:
+        measured = row["measured_temporaries"]
+        table.add_row(
+            row["label"],
+            f"{row['chips']} × {row['device']}",
+            str(row["runs"]),
+            f"{row['measured'] * 1e3:,.3g}",
+            f"{row['planned'] * 1e3:,.3g}",
+            f"{row['ratio']:.2f}",
+            "" if measured is None else f"{measured / 2**20:,.1f}",
+            f"{row['planned_temporaries'] / 2**20:,.1f}",
+        )
+    Console().print(table)
+    return 0
+
+
+def asked_runs(options: argparse.Namespace, changes: dict[str, str]) -> dict[str, Run]:
     """label -> its first run, on the mesh that is asked for."""
     written, _ = experiment.load(experiment.find(options.experiment))
     if not isinstance(written, experiment.Experiment):
@@ -120,8 +155,19 @@ def render(plans: Iterable[Plan]) -> Group:
             ),
         )
     lines = [Text(line) for made in plans for line in sent(made)]
+    known = calibrate.calibration()
+    kinds = dict.fromkeys(made.topology.partition(":")[0] for made in plans)
+    uncalibrated = [kind for kind in kinds if kind not in known]
+    calibrated = [
+        f"Measured steps on {kind} took {known[kind]['ratio']:.2f} of the planned time "
+        f"(median of {known[kind]['programs']} programs)."
+        for kind in kinds
+        if kind in known
+    ]
+    if uncalibrated:
+        calibrated.append(f"Uncalibrated on {', '.join(uncalibrated)}: compared with no measurement.")
     left = sorted({reason for made in plans for reason in made.left_out})
-    notes = [Text(MODEL), Text(f"Left out: {'; '.join(left)}. Memory in GiB.")]
+    notes = [Text(MODEL), *map(Text, calibrated), Text(f"Left out: {'; '.join(left)}. Memory in GiB.")]
     return Group(table, *lines, *notes)
 
 

@@ -36,6 +36,7 @@ class Train:
         measured time of a step, 1 with several processes. It changes no result.
       mesh: how many devices cut the batch, the parameters, the heads and the sequence. It changes no
         result but for rounding; a run may go on on another.
+      profile: steps of which JAX's profiler writes a trace into the run's directory, "profile"; None: none.
       stop_at: stop when the task's metric on the validation split is this good ("solved").
     """
 
@@ -59,12 +60,13 @@ class Train:
     log_every: int = 50
     steps_per_dispatch: int | None = None
     mesh: Axes = field(default_factory=Axes)
+    profile: int | None = None
     stop_at: float | None = None
 
     def __post_init__(self):
         check_fields(self, "train")
         counts = ("steps", "batch", "accumulate", "evaluate_every", "evaluation_batch", "evaluation_examples")
-        for name in (*counts, "save_every", "keep", "log_every", "steps_per_dispatch"):
+        for name in (*counts, "save_every", "keep", "log_every", "steps_per_dispatch", "profile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BadInput(f"train.{name}={value} must be at least 1.")

@@ -28,6 +28,7 @@ from transformer_jax.train import metrics as measures
 from transformer_jax.train.devices import mesh_of, rows, stacked
 from transformer_jax.train.feed import Feed
 from transformer_jax.train.metrics import Log, Metrics
+from transformer_jax.train.profile import Profile
 from transformer_jax.train.progress import Watcher, watcher
 from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
 from transformer_jax.train.signals import Signals
@@ -125,10 +126,9 @@ class Training:
         self.log = Log(out, step=self.step) if first() else None
         self.feed: Feed | None = None
         self.pending: deque[tuple[int, int, Any]] = deque()
-        self.signals = Signals()
+        self.signals, self.profile = Signals(), Profile(out / "profile", train.profile)
         self.began = self.mark = time.perf_counter()
-        self.compiled = False
-        self.lap = (0.0, 0)
+        self.compiled, self.lap = False, (0.0, 0)
 
     # From beginning to end.
 
@@ -193,6 +193,7 @@ class Training:
         stop_at = self.next_stop(self.step)
         waited = self.feed.waited
         while self.step < stop_at and not self.signals.stopping():
+            self.profile.advance(self.step, compiled=self.compiled)
             stack = self.feed.take()
             self.called = (stack.batches, np.int32(stack.count))
             self.state, sums = self.program.steps(self.state, *self.called)
@@ -393,8 +394,6 @@ class Training:
         return result
 
     def close(self) -> None:
-        if self.feed is not None:
-            self.feed.close()
-        self.checkpoints.close()
-        if self.log is not None:
-            self.log.close()
+        for part in (self.feed, self.profile, self.checkpoints, self.log):
+            if part is not None:
+                part.close()

@@ -32,7 +32,7 @@ from transformer_jax.store import place, remote, writable, write_text
 from transformer_jax.train.config import Train
 
 CONFIG = "config.json"
-ELSEWHERE = ("train.mesh", "model.execution")
+ELSEWHERE = ("train.mesh", "train.profile", "model.execution")
 """The settings that say where and by what a run is computed, not what it is: it may go on on another mesh."""
 
 

@@ -31,6 +31,7 @@ FREE: dict[str, Any] = {
     "weight_decay": 0.0,
     "evaluate_every": None,
     "save_every": None,
+    "profile": None,
     "stop_at": None,
 }
 """Fields of the recipe that no program depends on."""
