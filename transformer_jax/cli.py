@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from transformer_jax.arguments import folder, parser, settings
 from transformer_jax.errors import BadInput, unknown
-from transformer_jax.store import place, reach
+from transformer_jax.store import reach
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
