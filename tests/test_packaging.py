@@ -46,8 +46,10 @@ LAYERS = {
     "planner": {
         "data",
         "experiment",
+        "kernels",
         "launch",
         "measure",
+        "model",
         "overrides",
         "parallel",
         "store",

@@ -23,14 +23,13 @@ from transformer_jax.planner import calibrate, kept, topologies, verb
 from transformer_jax.planner.counts import Totals, counted
 from transformer_jax.planner.hlo import parse
 from transformer_jax.planner.network import Collective
-from transformer_jax.planner.plan import Memory, Plan, plan, shapes, too_large
+from transformer_jax.planner.plan import Memory, Plan, plan, shapes, too_large, trace
 from transformer_jax.planner.predict import predict
 from transformer_jax.planner.search import Asked, meshes, search
 from transformer_jax.train.config import Train
 from transformer_jax.train.devices import mesh_of
 from transformer_jax.train.loop import train
 from transformer_jax.train.run import Run
-from transformer_jax.train.step import program
 
 COMPILER = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu, the TPU compiler, is not installed"
@@ -265,9 +264,8 @@ def test_a_plan_for_a_slice_counts_what_the_formula_says_and_the_compilers_memor
     assert made.counts["flops"] * 4 == pytest.approx(made.formula, rel=0.05)
     axes = {one["axes"] for one in made.collectives}
     assert axes <= {"data", "fsdp", "data×fsdp"} and "fsdp" in axes
-    skeleton, arguments = shapes(run, mesh_of(run, topologies.devices("v5e:2x2")))
     mesh = mesh_of(run, topologies.devices("v5e:2x2"))
-    found = program(skeleton, run.train, mesh).steps.lower(*arguments).compile().memory_analysis()
+    found = trace(run, mesh)[0].lower().compile().memory_analysis()
     assert made.memory.temporaries == found.temp_size_in_bytes
     assert made.memory.arguments == found.argument_size_in_bytes
     assert made.seconds > 0 and made.bound in ("compute", "memory", "network")

@@ -24,12 +24,12 @@ from transformer_jax.planner import topologies
 from transformer_jax.planner.counts import counted
 from transformer_jax.planner.hlo import parse
 from transformer_jax.planner.kept import folder
-from transformer_jax.planner.plan import plan, shapes
+from transformer_jax.planner.plan import plan, trace
 from transformer_jax.store import write_text
 from transformer_jax.train.devices import mesh_of
 from transformer_jax.train.loop import RESULT
 from transformer_jax.train.run import CONFIG, Run, load_run
-from transformer_jax.train.step import FREE, program
+from transformer_jax.train.step import FREE
 
 PLANNED = "plan.json"
 KINDS = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e"}
@@ -80,9 +80,7 @@ def compare(directories: Iterable[Path]) -> list[dict[str, Any]]:
 def on_this_cpu(run: Run, speeds: Mapping[str, float]) -> dict[str, float]:
     """Seconds of a step and temporaries of a run, on a device of this machine."""
     mesh = mesh_of(run)
-    skeleton, arguments = shapes(run, mesh)
-    steps: Any = program(skeleton, run.train, mesh).steps
-    compiled = steps.lower(*arguments).compile()
+    compiled = trace(run, mesh)[0].lower().compile()
     totals = counted(parse(compiled.as_text()), mesh.shape)
     seconds = max(totals.flops / speeds["flops"], totals.bytes / speeds["bandwidth"])
     return {"seconds": seconds, "temporaries": compiled.memory_analysis().temp_size_in_bytes}

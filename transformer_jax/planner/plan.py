@@ -6,6 +6,7 @@ nothing of it is allocated. `predict` has the model of its time.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import time
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 
 from transformer_jax.errors import BadInput
+from transformer_jax.kernels.choice import recording
 from transformer_jax.launch.topology import GIB, Generation
 from transformer_jax.measure.flops import trip_flops
 from transformer_jax.planner import topologies
@@ -53,13 +55,15 @@ class Plan:
     Attributes:
       variant, topology, chips, remat; mesh: the axes with their sizes.
       tokens: of a step, over all chips. memory: of a device. limit: what a program may take of it.
-      fits: whether it does.
+      fits: whether it does. executions: mechanism -> kernels, or "xla" with the reason (`kernels.choice`).
       counts: of a device and a step: "flops" (matrix products, recomputation included), "bytes" (of HBM),
-        "cycles", "kernels", "unknown" loops; empty where it does not fit.
+        "cycles", "kernels", "unknown" loops; empty where it does not fit. The products of kernels are those
+        that their authors declare, or else those of the engine's own execution.
       collectives: kind, axes, devices, times, "bytes" of the array, "sent" by a device in all, hidden.
       seconds: of a step, predicted; with its parts (`predict`). bounds: seconds that compute, memory and
         network take by themselves; the largest is the bound.
-      formula: FLOPs of a step over all chips as its jaxpr says, recomputation included.
+      formula: FLOPs of a step over all chips as its jaxpr says, recomputation included, by the engine's own
+        execution where the program runs on kernels.
       model: the same without recomputation, as MFU counts them.
       mfu: model / (seconds · chips · FLOP/s of a chip).
       left_out: what the prediction does not know.
@@ -75,6 +79,7 @@ class Plan:
     memory: Memory
     limit: float
     fits: bool
+    executions: Mapping[str, list[str]] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
     collectives: tuple[Mapping[str, Any], ...] = ()
     seconds: float | None = None
@@ -114,9 +119,8 @@ def plan(run: Run, label: str, topology: str) -> Plan:
     began, chip, chips = time.monotonic(), topologies.generation(topology), topologies.devices(topology)
     try:
         mesh = mesh_of(run, chips)
-        skeleton, arguments = shapes(run, mesh)
-        steps: Any = program(skeleton, run.train, mesh).steps
-        traced = steps.trace(*arguments)
+        with recording() as heard:
+            traced, arguments = trace(run, mesh)
     except BadInput as error:
         raise BadInput(f"Variant {label!r} on {topology}: {error}") from None
     tokens = run.train.batch * run.task.length
@@ -127,6 +131,7 @@ def plan(run: Run, label: str, topology: str) -> Plan:
         "remat": run.model.remat,
         "mesh": dict(mesh.shape),
         "tokens": tokens,
+        "executions": {name: sorted(taken) for name, taken in heard.items()},
         "limit": chip.memory,
     }
     try:
@@ -143,8 +148,13 @@ def plan(run: Run, label: str, topology: str) -> Plan:
         code=found.generated_code_size_in_bytes,
     )
     totals = counted(parse(compiled.as_text()), mesh.shape)
-    read = described(totals, chip, trips_known=1)
+    if totals.kernels:  # whose products no text shows
+        own = dataclasses.replace(run, model=dataclasses.replace(run.model, execution="xla"))
+        traced, _ = trace(own, mesh)
     formula, model = _or_none(lambda: trip_flops(traced.jaxpr.jaxpr)), _or_none(lambda: flops(run))
+    if totals.kernels and formula:
+        totals.kernel_flops = max(totals.kernel_flops, formula / len(chips) - totals.flops)
+    read = described(totals, chip, trips_known=1)
     model = model * tokens if model else None
     peak = (read["seconds"] or 0) * len(chips) * chip.flops
     return Plan(
@@ -173,6 +183,13 @@ def shapes(run: Run, mesh: jax.sharding.Mesh) -> tuple[Any, tuple[Any, ...]]:
     return skeleton, (state, stack, jax.ShapeDtypeStruct((), np.int32))
 
 
+def trace(run: Run, mesh: jax.sharding.Mesh) -> tuple[jax.stages.Traced, tuple[Any, ...]]:
+    """The training program of a run on a mesh, and its arguments."""
+    skeleton, arguments = shapes(run, mesh)
+    steps: Any = program(skeleton, run.train, mesh).steps
+    return steps.trace(*arguments), arguments
+
+
 def described(totals: Totals, chip: Generation, *, trips_known: int) -> dict[str, Any]:
     """Fields of a plan, of what was counted.
 
@@ -181,8 +198,8 @@ def described(totals: Totals, chip: Generation, *, trips_known: int) -> dict[str
     seconds, parts, bounds = predict(totals, chip)
     flops = totals.flops + totals.kernel_flops
     left_out = ["latency of collectives", "what Python and the input pipeline take"]
-    if totals.kernels and not totals.kernel_flops:
-        left_out.append("products inside of kernels, whose authors declare none")
+    if totals.kernels:
+        left_out.append("how far kernels stay below the chip's peak")
     if totals.unknown > trips_known:
         left_out.append(f"turns of {totals.unknown - trips_known:.0f} loops that data decide, counted once")
     return {

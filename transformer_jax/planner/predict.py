@@ -4,8 +4,8 @@
 
 compute: the compiler's estimated cycles of everything but collectives and kernels, loops with their turns,
   at the chip's clock.
-kernels: of those written by hand the longer of their declared FLOPs at the chip's peak and their bytes at
-  the bandwidth of the HBM.
+kernels: of those written by hand the longer of their FLOPs at the chip's peak and their bytes at the
+  bandwidth of the HBM; their FLOPs as their authors declare them, or those of the engine's own execution.
 hidden, exposed: collectives that run while the program computes, and those that it waits for. Each sends
   its bytes (`network.Collective.sent`) over two of the chip's links, as a ring along one axis of the torus
   does. An axis of the mesh that lies along two of the torus may be faster, one without a wrap-around slower.
