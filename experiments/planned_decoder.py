@@ -1,8 +1,8 @@
 """A decoder of 340M parameters on TPUs that are not there: the predicted step against the length of context.
 
-24 layers of width 1,024 with 16 heads, in bfloat16, each layer recomputed in the backward pass; full attention,
-a window of 1,024 tokens, or the gated delta rule in every layer. A step has 524,288 tokens whatever the length,
-spread over 16 chips; where there are fewer sequences than chips, each lies over several.
+24 layers of width 1,024 with 16 heads, in bfloat16, each layer recomputed in the backward pass; full
+attention, a window of 1,024 tokens, or the gated delta rule in every layer. A step has 524,288 tokens at each
+length, spread over 16 chips; where there are fewer sequences than chips, each lies over several.
 
 Nothing is trained or measured: the TPU's own compiler compiles the training step on this machine's CPU (extra
 `tpu`), and the time is a model of it, compared with no measurement (`transformer_jax/planner/predict.py`).

@@ -183,6 +183,16 @@ def test_a_compiled_scan_is_counted_with_its_turns_and_equals_the_unrolled_progr
         assert not totals.unknown
 
 
+def test_kernels_count_what_their_authors_declare_and_the_bytes_that_they_touch():
+    line = 'custom-call(%a.0), custom_call_target="TARGET", backend_config={"cost_estimate":{"flops":"70"}}'
+    form = "HloModule m\n\nENTRY %main (a: f32[8]) -> f32[8] {\n  %a.0 = f32[8]{0} parameter(0)\n"
+    text = f"{form}  ROOT %x = f32[8]{{0}} {line}\n}}\n"
+    found = counted(parse(text.replace("TARGET", "tpu_custom_call")), MESH)
+    assert (found.kernels, found.kernel_flops, found.kernel_bytes, found.bytes) == (1, 70, 64, 0)
+    other = counted(parse(text.replace("TARGET", "AllocateBuffer")), MESH)
+    assert (other.kernels, other.kernel_flops, other.kernel_bytes, other.bytes) == (0, 0, 0, 0)
+
+
 def test_what_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse("HloModule m\n")

@@ -159,7 +159,6 @@ def test_the_search_takes_the_fastest_mesh_with_the_least_recomputation_that_fit
         fits = axes.fsdp > 1 and remat in ("dots", "full")
         return invented(asked.run, asked.label, asked.topology, fits, seconds=axes.tensor + (remat == "full"))
 
-    monkeypatch.setattr(topologies, "devices", lambda topology: [None] * 8)
     monkeypatch.setattr(Asked, "planned", planned)
     best = search(Asked(RUN, "full", "v5e:2x4"), lambda line: None)
     assert (best.remat, best.seconds) == ("dots", 1.0)
@@ -213,7 +212,6 @@ def test_without_the_compiler_its_extra_is_named(monkeypatch, capsys):
 def test_the_table_and_the_lines_say_what_does_not_fit(monkeypatch, capsys):
     monkeypatch.setattr(topologies, "prepare", lambda: None)
     monkeypatch.setattr(topologies, "require_compiler", lambda: None)
-    monkeypatch.setattr(topologies, "devices", lambda topology: [None] * 4)
     fits = lambda asked: invented(asked.run, asked.label, asked.topology, asked.run.model.remat == "full")
     monkeypatch.setattr(Asked, "planned", fits)
     code = cli.main(["plan", "quickstart", "--topology", "v5e:2x2", "--variants", "full", "--json"])

@@ -111,7 +111,7 @@ def slice_of(device: Mapping[str, Any]) -> str:
     if device["platform"] != "tpu" or kind is None:
         raise BadInput(f"A run on {device['kind']} cannot be planned: only those on a TPU or a CPU can.")
     for name in topologies.ladder(f"{kind}:{GENERATIONS[kind].shapes[0]}"):
-        if len(topologies.devices(name)) == device["count"]:
+        if topologies.chips(name) == device["count"]:
             return name
     raise BadInput(
         f"A run on {device['count']} chips of {kind} is on no usual slice, so it cannot be planned."

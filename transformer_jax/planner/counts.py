@@ -79,6 +79,11 @@ class _Count:
         return self.known[name]
 
     def add(self, found: Totals, where: Computation, one: Instruction, seen: set[str]) -> None:
+        if _is_kernel(one):
+            found.kernels += 1
+            found.kernel_flops += int(one.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)') or 0)
+            found.kernel_bytes += self.traffic(where, one)
+            return
         found.flops += product_flops(where, one)
         found.bytes += self.traffic(where, one)
         if (cycles := CYCLES.search(one.attributes)) and int(cycles[1]) < NEVER:
@@ -96,10 +101,6 @@ class _Count:
         elif one.opcode in ("call", "async-start"):
             for name in one.called.values():
                 found.add(self.of(name))
-        elif one.opcode == "custom-call" and (one.attribute(r'custom_call_target="(\w+)"') in KERNELS):
-            found.kernels += 1
-            found.kernel_flops += int(one.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)') or 0)
-            found.kernel_bytes += self.traffic(where, one)
 
     def add_fused(self, found: Totals, fused: Computation, seen: set[str]) -> None:
         """Inside of a fusion products and collectives count; its cycles and bytes are its own."""
@@ -140,7 +141,7 @@ class _Count:
         """Bytes of the large memory that an instruction reads and writes."""
         if one.opcode in FREE or one.opcode.removesuffix("-done").removesuffix("-start") in KINDS:
             return 0
-        if one.opcode == "custom-call" and one.attribute(r'custom_call_target="(\w+)"') not in KERNELS:
+        if one.opcode == "custom-call" and not _is_kernel(one):
             return 0
         if one.opcode in SLICES or one.opcode in ("slice-start", "dynamic-slice-start"):
             return 2 * _large(one) // (2 if one.opcode.endswith("-start") else 1)
@@ -154,6 +155,10 @@ class _Count:
         fused = self.module.computations[one.called["calls"]]
         pairs = zip(fused.parameters, operands, strict=True)
         return _written(fused) + sum(_read(fused, inner, outer) for inner, outer in pairs)
+
+
+def _is_kernel(one: Instruction) -> bool:
+    return one.opcode == "custom-call" and one.attribute(r'custom_call_target="(\w+)"') in KERNELS
 
 
 def _starts(fused: Computation) -> bool:

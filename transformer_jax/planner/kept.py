@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import transformer_jax
-from transformer_jax.planner.plan import Memory, Plan
+from transformer_jax.planner.plan import Plan
 from transformer_jax.store import write_text
 from transformer_jax.train.run import Run, resolved, user_files
 from transformer_jax.train.step import FREE
@@ -24,8 +24,7 @@ def kept(run: Run, label: str, topology: str, make: Callable[[], Plan]) -> Plan:
     the same code, or else one that `make` makes now."""
     file = folder() / f"{key(run, label, topology)}.json"
     try:
-        found = json.loads(file.read_text())
-        return Plan(**{**found, "memory": Memory(**found["memory"])})
+        return Plan.of(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, KeyError):  # none, or one that another version wrote
         pass
     made = make()

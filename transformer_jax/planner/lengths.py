@@ -96,7 +96,7 @@ def at_length(config: Lengths, length: int, say: Callable[[str], None]) -> list[
     """A row for each variant, of the form that `bench` gives."""
     rows = []
     for mixer in cast(tuple[Mechanism, ...], config.variants):
-        run = config.run(mixer, length, len(topologies.devices(config.topology)))
+        run = config.run(mixer, length, topologies.chips(config.topology))
         made = Asked(run, str(mixer), config.topology).planned()
         say(sentence(made))
         needs = f"needs {made.memory.total / 2**30:.1f} GiB of a chip's {made.limit / 2**30:.2f}"

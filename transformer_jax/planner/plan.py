@@ -108,6 +108,12 @@ class Plan:
         """As JSON values, from which it can be made again."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan of `fields`, read again."""
+        lists = {name: tuple(values[name]) for name in ("collectives", "left_out")}
+        return cls(**{**values, **lists, "memory": Memory(**values["memory"])})
+
     def as_json(self) -> dict[str, Any]:
         """As JSON values, with what follows from the fields."""
         more = {"bound": self.bound, "tokens_per_s": self.tokens_per_s, "needed": self.memory.total}
@@ -116,9 +122,9 @@ class Plan:
 
 def plan(run: Run, label: str, topology: str) -> Plan:
     """The plan of a run. Raises BadInput where the run or a mechanism does not divide over the mesh so."""
-    began, chip, chips = time.monotonic(), topologies.generation(topology), topologies.devices(topology)
+    began, chip, devices = time.monotonic(), topologies.generation(topology), topologies.devices(topology)
     try:
-        mesh = mesh_of(run, chips)
+        mesh = mesh_of(run, devices)
         with recording() as heard:
             traced, arguments = trace(run, mesh)
     except BadInput as error:
@@ -127,7 +133,7 @@ def plan(run: Run, label: str, topology: str) -> Plan:
     about: dict[str, Any] = {
         "variant": label,
         "topology": topology,
-        "chips": len(chips),
+        "chips": len(devices),
         "remat": run.model.remat,
         "mesh": dict(mesh.shape),
         "tokens": tokens,
@@ -153,10 +159,10 @@ def plan(run: Run, label: str, topology: str) -> Plan:
         traced, _ = trace(own, mesh)
     formula, model = _or_none(lambda: trip_flops(traced.jaxpr.jaxpr)), _or_none(lambda: flops(run))
     if totals.kernels and formula:
-        totals.kernel_flops = max(totals.kernel_flops, formula / len(chips) - totals.flops)
+        totals.kernel_flops = max(totals.kernel_flops, formula / len(devices) - totals.flops)
     read = described(totals, chip, trips_known=1)
     model = model * tokens if model else None
-    peak = (read["seconds"] or 0) * len(chips) * chip.flops
+    peak = (read["seconds"] or 0) * len(devices) * chip.flops
     return Plan(
         **about,
         **read,

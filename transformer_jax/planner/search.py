@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 
 def meshes(chips: int, run: Run) -> Iterator[Axes]:
     """Meshes worth a try, the simplest first: parameters cut over all chips or over some, heads over few, and
-    the sequence where the batch is too small for all chips. All are powers of two."""
+    the sequence where the batch is too small for all chips."""
     powers = [2**n for n in range(chips.bit_length()) if chips % 2**n == 0]
     batch, length = run.train.batch // run.train.accumulate, run.task.length
     for sequence in [s for s in powers if length % s == 0 and (s == 1 or s >= chips // batch)][:3]:
@@ -62,7 +62,7 @@ def search(asked: Asked, say: Say) -> Plan:
     """
     found: list[Plan] = []
     refused = ""
-    for axes in meshes(len(topologies.devices(asked.topology)), asked.run):
+    for axes in meshes(topologies.chips(asked.topology), asked.run):
         try:
             found.append(least_remat(asked.meshed(axes), say))
         except BadInput as error:
@@ -108,9 +108,9 @@ def smallest(asked: Asked, say: Say) -> Plan:
 def remedy(asked: Asked, say: Say) -> str:
     """What would make a run fit that does not: the first that does of parameters cut over all chips and
     layers recomputed whole, on this slice and then on larger ones."""
-    chips = len(topologies.devices(asked.topology))
+    chips = topologies.chips(asked.topology)
     larger = [asked.topology]
-    larger += [name for name in topologies.ladder(asked.topology) if len(topologies.devices(name)) > chips]
+    larger += [name for name in topologies.ladder(asked.topology) if topologies.chips(name) > chips]
     for topology in larger:
         for policy in dict.fromkeys((asked.run.model.remat, "full")):
             for cut in (asked, spread(asked.on(topology), every=True)):
@@ -135,7 +135,7 @@ def spread(asked: Asked, *, every: bool = False) -> Asked:
     axes = asked.run.train.mesh
     if not every and (axes.data is not None or axes.fsdp > 1):
         return asked
-    chips = len(topologies.devices(asked.topology))
+    chips = topologies.chips(asked.topology)
     rest = chips // (axes.tensor * axes.sequence)
     return asked.meshed(dataclasses.replace(axes, data=1, fsdp=max(1, rest)))
 

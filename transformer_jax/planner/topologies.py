@@ -40,14 +40,19 @@ def require_compiler() -> None:
 
 def generation(topology: str) -> Generation:
     """The generation of a slice such as v5e:4x4. Raises BadInput where there is no such slice."""
-    slice_ = tpu(topology)
-    kind, chips = slice_.generation, slice_.hosts * slice_.chips
-    if chips > kind.most:
+    kind, count = tpu(topology).generation, chips(topology)
+    if count > kind.most:
         raise BadInput(
-            f"--topology {topology}: these are {chips:,} chips, and a pod of {topology.partition(':')[0]} "
+            f"--topology {topology}: these are {count:,} chips, and a pod of {topology.partition(':')[0]} "
             f"has {kind.most:,}: choose a smaller slice."
         )
     return kind
+
+
+def chips(topology: str) -> int:
+    """How many a slice has."""
+    slice_ = tpu(topology)
+    return slice_.hosts * slice_.chips
 
 
 @functools.lru_cache(maxsize=4)
