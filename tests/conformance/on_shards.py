@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -15,7 +16,7 @@ from transformer_jax.attention.catalogue import find
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.engines.forms import Recurrence, recur
 from transformer_jax.conformance.sharding import sequence_changes_nothing
-from transformer_jax.conformance.subject import Subject, jit, optimized
+from transformer_jax.conformance.subject import Subject, inputs, jit, optimized
 from transformer_jax.errors import BadInput
 from transformer_jax.parallel.mesh import Axes, make_mesh, on
 
@@ -88,6 +89,31 @@ def bonus() -> float:
 
     wanted, _ = recur(r, layout)
     return float(jnp.linalg.norm(jax.jit(run)(r) - wanted) / jnp.linalg.norm(wanted))
+
+
+def few_keys(kv_heads: int) -> tuple[float, int, int]:
+    """Of full attention in both directions with 16 query heads: ‖y on eight devices − y on one‖ / ‖y‖, and
+    how many all-gathers and collective-permutes stand in its program."""
+    mixer = Subject(find("full"), False).build(dtype="float32", length=64, heads=16, kv_heads=kv_heads)
+    x, mesh = inputs(2, 64, dtype=np.float32), make_mesh(Axes(data=1, sequence=8))
+    graph, values = nnx.split(mixer)
+
+    def run(x, values):
+        return nnx.merge(graph, values)(x, Layout.plain(2, 64))[0]
+
+    def run_cut(x, values):
+        with on(mesh):
+            return run(x, values)
+
+    wanted = jit(run)(x, values)
+    cut = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "sequence")))
+    compiled = jit(run_cut).lower(cut, values).compile()
+    text = compiled.as_text()
+    gathers, permutes = (
+        len(re.findall(rf" {kind}(?:-start)?\(", text)) for kind in ("all-gather", "collective-permute")
+    )
+    y = jax.device_get(jit(run_cut)(cut, values))
+    return float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)), gathers, permutes
 
 
 def refusal(name: str, length: int) -> str:

@@ -78,6 +78,14 @@ def check_memory(on_eight_devices, subject):
     return few, many
 
 
+@pytest.mark.parametrize("kv_heads, gathered", [(1, True), (4, False)])
+def test_few_keys_are_gathered_and_many_go_round_a_ring(on_eight_devices, kv_heads, gathered):
+    """With one key-value head for 16 of queries, all keys are no more than a shard's queries."""
+    error, gathers, permutes = on_eight_devices(on_shards.few_keys, kv_heads)
+    assert error < 1e-6
+    assert (gathers > 0, permutes > 0) == (gathered, not gathered)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [3, 8])
 def test_gaps_that_do_not_divide_a_shard_change_nothing(on_eight_devices, window):

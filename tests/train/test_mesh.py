@@ -13,6 +13,8 @@ from transformer_jax.train.run import digest
 
 ONE = Axes(data=1)
 MIXED = Axes(data=2, fsdp=2, tensor=2)
+LONG = Axes(data=2, sequence=4)
+ALL = Axes(data=1, fsdp=2, tensor=2, sequence=2)
 # Adam divides a gradient by its own size, so that one of nothing but rounding moves as far as any.
 SGD = {"optimizer": "sgd", "learning_rate": 0.1}
 
@@ -30,6 +32,15 @@ def test_cut_along_three_axes_a_run_trains_as_on_one_device(on_eight_devices):
     model = {"remat": "dots", "dropout": 0.1, "mlp": "swiglu", "embeddings": "untied"}
     train = SGD | {"accumulate": 2}
     one, many = (on_eight_devices(on_meshes.trained, run_of(axes, train, **model)) for axes in (ONE, MIXED))
+    agrees(many, one)
+
+
+@pytest.mark.parametrize("axes", [LONG, pytest.param(ALL, marks=pytest.mark.slow)], ids=str)
+def test_with_each_sequence_cut_a_run_trains_as_on_one_device(on_eight_devices, axes):
+    """A ring in one layer and a recurrence in the next, with accumulation, rematerialization and dropout."""
+    model = {"remat": "dots", "dropout": 0.1, "mixers": (mechanism("full"), mechanism("linear"))}
+    train = SGD | {"accumulate": 2}
+    one, many = (on_eight_devices(on_meshes.trained, run_of(a, train, **model)) for a in (ONE, axes))
     agrees(many, one)
 
 
@@ -56,10 +67,11 @@ def test_other_mechanisms_train_as_on_one_device(on_eight_devices, name):
 
 
 @pytest.mark.slow
-def test_bfloat16_on_a_mesh_is_as_good_as_on_one_device(on_eight_devices):
+@pytest.mark.parametrize("axes", [MIXED, LONG], ids=str)
+def test_bfloat16_on_a_mesh_is_as_good_as_on_one_device(on_eight_devices, axes):
     """Both against float32: sums in another order round otherwise, not more."""
     exact = on_eight_devices(on_meshes.trained, run_of(ONE))
-    one, many = (on_eight_devices(on_meshes.trained, run_of(a, compute="bfloat16")) for a in (ONE, MIXED))
+    one, many = (on_eight_devices(on_meshes.trained, run_of(a, compute="bfloat16")) for a in (ONE, axes))
     for name in ("loss", "gradient_norm"):
         right = exact["sums"][name]
         errors = [np.linalg.norm(found["sums"][name] - right) for found in (one, many)]
@@ -93,8 +105,9 @@ def test_attention_in_parts_stays_where_its_sequences_and_heads_are(on_eight_dev
     [
         ((Axes(data=2, fsdp=4), Axes(data=8)), True),
         pytest.param((Axes(data=2, fsdp=4), Axes(data=1, fsdp=2, tensor=4)), False, marks=pytest.mark.slow),
+        pytest.param((LONG, ALL), False, marks=pytest.mark.slow),
     ],
-    ids=["toy", "transformer"],
+    ids=["toy", "transformer", "transformer with its sequences cut"],
 )
 def test_a_run_goes_on_on_another_mesh(on_eight_devices, tmp_path, meshes, toy):
     whole, resumed = on_eight_devices(on_meshes.continued, tmp_path / "run", *meshes, toy=toy)
