@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,20 @@ import numpy as np
 from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
-from transformer_jax.errors import BadInput
 from transformer_jax.overrides import differences
 from transformer_jax.parallel.group import agreed, first
-from transformer_jax.parallel.mesh import BATCH
-from transformer_jax.parallel.rows import rows_here, spread
+from transformer_jax.parallel.rows import rows_here
 from transformer_jax.store import place
+from transformer_jax.train import evaluation
 from transformer_jax.train import metrics as measures
+from transformer_jax.train.clock import Clock
 from transformer_jax.train.devices import mesh_of, rows, stacked
 from transformer_jax.train.feed import Feed
 from transformer_jax.train.metrics import Log, Metrics
 from transformer_jax.train.profile import Profile
 from transformer_jax.train.progress import Watcher, watcher
 from transformer_jax.train.run import Run, alone, build_model, claim, versions, write_json
-from transformer_jax.train.signals import Signals
+from transformer_jax.train.signals import Interrupted, Signals
 from transformer_jax.train.state import dismantle
 from transformer_jax.train.step import executions, program, started
 
@@ -90,10 +91,6 @@ def finished(out: Path) -> dict[str, Any] | None:
     return json.loads((out / RESULT).read_text()) if (out / RESULT).exists() else None
 
 
-class Interrupted(Exception):
-    """A signal asked the process to end."""
-
-
 class Diverged(Exception):
     """The loss or the gradient of a step is not finite."""
 
@@ -115,20 +112,19 @@ class Training:
         self.checkpoints = Checkpoints(out / "checkpoints", keep=train.keep, warn=watch.say)
 
         self.step, self.saved, self.evaluated, self.solved = 0, -1, -1, False
-        self.window = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
+        self.window = dict(measures.NOTHING)
         self.validation: Metrics = {}
         self.called: tuple[Any, ...] = ()
         self.cost: Cost = None
-        # Seconds: of earlier sessions; in training steps, compilation left out; of those waiting for data.
-        self.before, self.busy, self.waited, self.timed_steps = 0.0, 0.0, 0.0, 0
+        self.clock = Clock()
         self.resume()
 
         self.log = Log(out, step=self.step) if first() else None
         self.feed: Feed | None = None
         self.pending: deque[tuple[int, int, Any]] = deque()
         self.signals, self.profile = Signals(), Profile(out / "profile", train.profile)
-        self.began = self.mark = time.perf_counter()
-        self.compiled, self.lap = False, (0.0, 0)
+        self.compiled = False
+        self.clock.start()
 
     # From beginning to end.
 
@@ -202,10 +198,10 @@ class Training:
             self.position = stack.position
             while len(self.pending) > (1 if self.compiled else 0):
                 self.read()
-                waited = self.feed.waited if not self.timed_steps else waited
+                waited = self.feed.waited if not self.clock.steps else waited
         while self.pending:
             self.read()
-        self.waited += self.feed.waited - waited
+        self.clock.waited += self.feed.waited - waited
         if self.signals.obeyed is not None:
             raise Interrupted
 
@@ -213,16 +209,15 @@ class Training:
         """Waits for the oldest dispatch that is not read, and records its steps."""
         first, count, sums = self.pending.popleft()
         sums = {name: np.asarray(values) for name, values in jax.device_get(sums).items()}
-        now = time.perf_counter()
-        elapsed, self.mark = now - self.mark, now
+        elapsed = self.clock.lapsed()
         if self.compiled:
-            self.busy, self.timed_steps = self.busy + elapsed, self.timed_steps + count
+            self.clock.count(count, elapsed)
             if self.run.train.steps_per_dispatch is None:
                 self.feed.ask = max(1, int(DISPATCH_SECONDS * count / elapsed))
         self.compiled = True
         for i in range(count):
             self.read_step(first + i + 1, {name: float(values[i]) for name, values in sums.items()})
-        speed = count / elapsed if self.timed_steps else 0.0
+        speed = count / elapsed if self.clock.steps else 0.0
         loss = float(sums["loss"][:count].sum() / max(float(sums["weight"][:count].sum()), 1e-9))
         self.watch.moved(first + count, loss, speed, speed * self.tokens)
 
@@ -238,21 +233,15 @@ class Training:
         if step % self.run.train.log_every == 0 or step == self.run.train.steps:
             found = measures.of_sums(self.window, self.run.task.metric)
             found |= {name: sums[name] for name in ("learning_rate", "gradient_norm")}
-            busy, steps = self.busy - self.lap[0], self.timed_steps - self.lap[1]
-            if busy > 0 and steps > 0:
-                found |= {"steps_per_s": steps / busy, "tokens_per_s": steps * self.tokens / busy}
-                self.lap = (self.busy, self.timed_steps)
+            if (speed := self.clock.lap()) is not None:
+                found |= {"steps_per_s": speed, "tokens_per_s": speed * self.tokens}
             self.write(step, "train", found)
-            self.window = dict.fromkeys(self.window, 0.0)
+            self.window = dict(measures.NOTHING)
 
     def write(self, step: int, split: str, found: dict[str, float]) -> None:
         if self.log is not None:
-            self.log.write(step, split, {**found, "seconds": self.seconds()})
+            self.log.write(step, split, {**found, "seconds": self.clock.seconds()})
         self.watch.measured(step, split, found)
-
-    def seconds(self) -> float:
-        """Since the start of training, without the gaps between sessions."""
-        return self.before + time.perf_counter() - self.began
 
     # Evaluation.
 
@@ -264,43 +253,16 @@ class Training:
 
     def evaluate(self, task: Task, split: Split, name: str) -> Metrics:
         """The metrics of a finite split, over all its targets, written under `name`."""
-        train = self.run.train
-        # Longer sequences come in smaller batches, so that a step holds no more tokens than it did.
-        own = self.run.task.length
-        size = (train.evaluation_batch or train.batch) * own // max(task.length, own)
-        parts = math.prod(self.mesh.shape[axis] for axis in BATCH)
-        size = max(parts, size // parts * parts)
-        here = rows_here(rows(self.mesh), size)
-        batches = pipeline.evaluation_batches(
+        total = evaluation.sums(
+            self.run,
             task,
             split,
-            batch=size,
-            directory=self.data,
-            # The test split is scored whole: the baselines beside it are.
-            limit=train.evaluation_examples if split == "validation" else None,
-            rows=here,
+            partial(self.program.evaluate, self.state.params, self.state.rest),
+            mesh=self.mesh,
+            data=self.data,
+            stopping=self.signals.stopping,
         )
-        total = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
-        late: deque[Any] = deque()
-
-        def add() -> None:
-            for key, value in jax.device_get(late.popleft()).items():
-                total[key] += float(value)
-
-        for batch in batches:
-            if self.signals.stopping():
-                raise Interrupted
-            whole = {name: spread(local, rows(self.mesh), here, size) for name, local in batch.items()}
-            late.append(self.program.evaluate(self.state.params, self.state.rest, whole))
-            if len(late) > 2:
-                add()
-        while late:
-            add()
-        if total["weight"] == 0:
-            raise BadInput(
-                f"The {split} split of {task.name} has no target that counts: there is nothing to measure."
-            )
-        self.mark = time.perf_counter()
+        self.clock.lapsed()
         if not math.isfinite(total["loss"]):
             raise Diverged(f"The {name} loss is not finite at step {self.step}.")
         found = measures.of_sums(total, task.metric)
@@ -320,17 +282,13 @@ class Training:
             "validation": self.validation,
             "evaluated": self.evaluated,
             "solved": self.solved,
-            "clock": {
-                "seconds": self.seconds(),
-                "busy": self.busy,
-                "waited": self.waited,
-                "timed_steps": self.timed_steps,
-            },
+            "clock": self.clock.record(),
         }
         if self.log is not None:
             self.log.flush()  # what is resumed from here continues this record
         self.checkpoints.save(self.step, self.state.parts(), record)
-        self.saved, self.mark = self.step, time.perf_counter()
+        self.saved = self.step
+        self.clock.lapsed()
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint that verifies, if there is one."""
@@ -341,9 +299,7 @@ class Training:
         record, self.step = found.record, found.step
         self.saved, self.evaluated, self.solved = found.step, record["evaluated"], record["solved"]
         self.window, self.validation, self.position = record["window"], record["validation"], record["data"]
-        clock = record["clock"]
-        self.before, self.busy = clock["seconds"], clock["busy"]
-        self.waited, self.timed_steps = clock["waited"], clock["timed_steps"]
+        self.clock = Clock.of(record["clock"])
         if record["data"] is not None:
             self.stream.restore(record["data"])
         self.watch.say(f"Continuing from step {self.step}.")
@@ -369,7 +325,7 @@ class Training:
 
     def written(self, status: str, found: dict[str, Metrics], message: str | None) -> dict[str, Any]:
         """The result, which is now in the directory."""
-        speed = self.timed_steps / self.busy if self.busy else 0.0
+        speed, wait = self.clock.speed()
         result = {
             "status": status,
             "step": self.step,
@@ -380,10 +336,10 @@ class Training:
             "state_bytes": self.model.state_bytes(),
             "notes": self.model.notes(),
             "executions": executions(dismantle(self.model)[0], self.mesh, self.state, *self.called[:1]),
-            "seconds": self.seconds(),
+            "seconds": self.clock.seconds(),
             "steps_per_s": speed,
             "tokens_per_s": speed * self.tokens,
-            "data_wait": self.waited / self.busy if self.busy else 0.0,
+            "data_wait": wait,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         } | ({"message": message} if message else {})
         if self.cost is not None and self.called:

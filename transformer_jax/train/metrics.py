@@ -15,6 +15,8 @@ from transformer_jax.store import place, remote, write_text
 METRICS = "metrics.jsonl"
 Metrics = dict[str, float]
 LOWER_IS_BETTER = ("bits_per_byte", "perplexity", "squared_error", "loss")
+NOTHING = {"loss": 0.0, "correct": 0.0, "weight": 0.0}
+"""The sums over no target."""
 
 
 def of_sums(sums: Mapping[str, float], metric: str) -> Metrics:

@@ -11,6 +11,10 @@ from typing import Any
 from transformer_jax.parallel.group import objection, stop
 
 
+class Interrupted(Exception):
+    """A signal asked the process to end."""
+
+
 class Signals:
     """SIGTERM and SIGINT; of several processes, what one hears all obey at the same place.
 
