@@ -100,6 +100,7 @@ def fake_cell(directory, score, validation, metric, tests, about):
         "notes": {"full": "brings its own short convolution"},
         "seconds": 12.5,
         "steps_per_s": 40.0,
+        "data_wait": 0.0125,
         "tokens_per_s": 4000.0,
     }
     (directory / "result.json").write_text(json.dumps(result))

@@ -94,7 +94,9 @@ def test_below_five_seeds_standing_is_by_range(fabricate):
 
 def test_costs_are_those_of_the_runs(fabricate):
     results = read(fabricate({"full": {0.1: [0.9, 0.8]}}))
-    (row,) = sheets.costs(results, summarize(results)).rows
+    sheet = sheets.costs(results, summarize(results))
+    (row,) = sheet.rows
+    assert sheet.notes[-1] == "Of the time of a step at most 1.2% were spent waiting for data."
     assert row == ("full", "12,345", "64", "256", "2.5", "25", "3.0")
 
 

@@ -118,6 +118,7 @@ def costs(results: Results, summaries: list[Summary]) -> Sheet:
         )
         for summary in summaries
     ]
+    waits = [summary.cost.data_wait for summary in summaries if summary.cost.data_wait is not None]
     names = ("parameters", "state", "state, bytes", "GFLOPs a step", "step, ms", "temporaries, MiB")
     return Sheet(
         title="What it costs",
@@ -129,6 +130,11 @@ def costs(results: Results, summaries: list[Summary]) -> Sheet:
             "median over seeds, compilation and evaluation left out. Temporaries: what the training program "
             "holds on a device beside its arguments.",
             *([f"On {', '.join(results.devices())}."] if results.devices() else []),
+            *(
+                [f"Of the time of a step at most {max(waits):.1%} were spent waiting for data."]
+                if waits
+                else []
+            ),
         ),
     )
 

@@ -38,7 +38,7 @@ class Cost:
 
     parameters, state_size: numbers. state_bytes: of a sequence while decoding at full length. flops: of a
     training step, over all devices. temporaries: bytes of the training program on a device. steps_per_s: the
-    median over seeds.
+    median over seeds. data_wait: the largest share, over seeds, of the time in steps that waited for data.
     """
 
     parameters: int | None = None
@@ -47,6 +47,7 @@ class Cost:
     flops: int | None = None
     temporaries: int | None = None
     steps_per_s: float | None = None
+    data_wait: float | None = None
 
     @property
     def step_ms(self) -> float | None:
@@ -185,6 +186,7 @@ def _variant(results: Results, label: str) -> Summary:
         cost=Cost(
             **{name: next((run.get(name) for run in ran), None) for name in COUNTED},
             steps_per_s=float(np.median(speeds)) if speeds else None,
+            data_wait=max((run["data_wait"] for run in ran if "data_wait" in run), default=None),
         ),
         steps=max((run["step"] for run in ran if "step" in run), default=None),
         notes=(*sorted(notes), *decay),

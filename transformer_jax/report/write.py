@@ -122,7 +122,7 @@ def numbers(results: Results) -> list[dict[str, Any]]:
     def row(kind: str, label: str, test: str, **given: Any) -> dict[str, Any]:
         found = dict.fromkeys(
             ("kind", "label", "test", "metric", "mean", "half_width", "low", "high", "n", "p")
-            + ("learning_rate", *COUNTED, "steps_per_s")
+            + ("learning_rate", *COUNTED, "steps_per_s", "data_wait")
         )
         return found | {"kind": kind, "label": label, "test": test, "metric": results.metric} | given
 
