@@ -97,15 +97,17 @@ def test_gated_delta_net():
     agree(mixer, theirs)
 
 
-def test_delta_net_is_the_gated_one_without_decay():
-    """Their chunked gated delta rule with a decay of 1, on our streams."""
+@pytest.mark.parametrize("beta_max", [1.0, 2.0])
+def test_delta_net_is_the_gated_one_without_decay(beta_max):
+    """Their chunked gated delta rule with a decay of 1, on our streams; β above 1 flips keys."""
     from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
 
-    mixer = ours("delta_net")
+    mixer = ours("delta_net", beta_max=beta_max)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((B, T, D)), jnp.float32)
     layout = Layout.plain(B, T)
     streams, _ = mixer.streams(x, layout)
     q, k, v, beta = (torch.from_numpy(np.array(streams[s])) for s in ("q", "k", "v", "beta"))
+    assert (beta.max() > 1) == (beta_max > 1)
     wanted, _ = torch_chunk_gated_delta_rule(q * H**0.5, k, v, g=torch.zeros_like(beta), beta=beta)
     o, _ = mixer.core(streams, layout, None)
     error = np.linalg.norm(np.asarray(o) - numpy(wanted)) / np.linalg.norm(numpy(wanted))
