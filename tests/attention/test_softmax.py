@@ -178,11 +178,11 @@ def test_bias_and_sinks_have_gradients():
 
 def test_parts_in_turn_change_nothing(monkeypatch):
     """Every sequence and every key-value head by itself, as large tiles of scores are computed."""
-    monkeypatch.setattr(softmax, "sequential_parts", lambda count, tile: count)
+    monkeypatch.setattr(softmax, "sequential_parts", lambda count, tile, over: count)
     test_bands_equal_the_formula(41, 41, 2, 9, 9)
     test_traced_blocks_equal_the_formula((BATCH, 2))
     test_bias_and_sinks_have_gradients()
-    monkeypatch.setattr(softmax, "sequential_parts", lambda count, tile: count // 2)  # two in each part
+    monkeypatch.setattr(softmax, "sequential_parts", lambda count, tile, over: count // 2)  # two in each part
     test_bands_equal_the_formula(41, 41, 4, 9, 9)
 
 
