@@ -72,7 +72,7 @@ def test_rounding_stays_bounded_in_a_step_on_a_long_cache(mixer):
         layout, x = plain(1, LENGTH), inputs(1, LENGTH, 8)
         steps = []
         for dtype in ("float32", "float64"):
-            built = subject.build(dtype=dtype, length=LENGTH, width=8, heads=1, head_size=4)
+            built = subject.build(dtype=dtype, length=LENGTH, width=8, heads=1, head_size=8)
 
             # Nothing asks for the outputs of the prompt, and so no T² work is done for them.
             @jit
