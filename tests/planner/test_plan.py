@@ -181,7 +181,7 @@ def test_meshes_that_are_tried_divide_what_they_cut():
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["--topology", "v7:2x2"], "did you mean 'v"),
+        (["--topology", "v7:2x2"], "choose from v4, v5e, v5p, v6e"),
         (["--topology", "v5e:3x3"], "has one of the shapes"),
         (["--topology", "v5p:64x64x64"], "choose a smaller slice"),
         (["--topology", "v5e:2x2", "--mesh", "dat=4"], "did you mean 'data'"),
@@ -234,6 +234,7 @@ def test_runs_are_set_beside_their_plans(tmp_path, monkeypatch, capsys):
         train(
             run, tmp_path / f"seed{seed}", data=tmp_path / "data", label=f"full, seed {seed}", cost=step_cost
         )
+    capsys.readouterr()
     assert cli.main(["plan", str(tmp_path), "--calibrate", "--json"]) == 0
     (row,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert row["label"] == "full" and row["runs"] == 2

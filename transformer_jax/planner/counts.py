@@ -80,8 +80,7 @@ class _Count:
 
     def add(self, found: Totals, where: Computation, one: Instruction, seen: set[str]) -> None:
         if _is_kernel(one):
-            found.kernels += 1
-            found.kernel_flops += int(one.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)') or 0)
+            self.call_kernel(found, one)
             found.kernel_bytes += self.traffic(where, one)
             return
         found.flops += product_flops(where, one)
@@ -105,10 +104,16 @@ class _Count:
     def add_fused(self, found: Totals, fused: Computation, seen: set[str]) -> None:
         """Inside of a fusion products and collectives count; its cycles and bytes are its own."""
         for one in fused:
+            if _is_kernel(one):
+                self.call_kernel(found, one)
             found.flops += product_flops(fused, one)
             self.communicate(found, fused, one, seen, hidden=True)
             if one.opcode == "fusion":
                 self.add_fused(found, self.module.computations[one.called["calls"]], seen)
+
+    def call_kernel(self, found: Totals, one: Instruction) -> None:
+        found.kernels += 1
+        found.kernel_flops += int(one.attribute(r'"cost_estimate":\{[^}]*"flops":"?(\d+)') or 0)
 
     def communicate(
         self, found: Totals, where: Computation, one: Instruction, seen: set[str], *, hidden: bool
