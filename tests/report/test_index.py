@@ -14,7 +14,7 @@ from transformer_jax.report import index
 from transformer_jax.report.keep import keep
 from transformer_jax.report.measured import results
 from transformer_jax.report.results import read
-from transformer_jax.report.write import report
+from transformer_jax.report.write import lines, report
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "experiments" / "results"
@@ -56,6 +56,7 @@ def test_report_of_the_folder_writes_all(folder):
     report([folder], Console(file=io.StringIO(), width=100))
     assert (folder / "README.md").read_text() == index.page(index.held(folder))
     assert (folder / "two" / "report" / "report.md").is_file()
+    assert [Path(line["directory"]).name for line in lines([folder])] == ["one", "one", "two"]
     assert index.held(folder / "one") == []
 
 

@@ -150,7 +150,11 @@ def numbers(results: Results) -> list[dict[str, Any]]:
 
 def lines(directories: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """One JSON object for each warning, each variant of each directory and each difference to the first; and
-    the rows of measurements."""
+    the rows of measurements. Of a folder of results, those of each by itself."""
+    if len(directories) == 1 and (children := index.held(place(directories[0]))):
+        for child in children:
+            yield from lines([child])
+        return
     found = [measured.results(place(directory)) for directory in directories]
     yield from (row for one in found if isinstance(one, Measured) for row in one.rows)
     everything = [one for one in found if isinstance(one, Results)]
