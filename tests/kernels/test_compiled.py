@@ -34,12 +34,23 @@ def devices(chip: str) -> list:
     return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
 
 
-def compiled(chip: str, name: str, length: int, axes: Axes = Axes(), parts: int = 1, **options):  # noqa: B008
+def compiled(
+    chip: str,
+    name: str,
+    length: int,
+    axes: Axes = Axes(),  # noqa: B008
+    parts: int = 1,
+    *,
+    dtype: str = "bfloat16",
+    head_size: int = 128,
+    **options,
+):
     """The core of a mechanism, forward and backward in its streams, for that chip; and what it ran on."""
     mesh = make_mesh(axes, devices(chip)[:parts])
-    geometry = Geometry(width=512, heads=4, kv_heads=2, head_size=128, length=length, dtype="bfloat16")
+    sizes = {"width": 4 * head_size, "heads": 4, "kv_heads": 2, "head_size": head_size}
+    geometry = Geometry(**sizes, length=length, dtype=dtype)
     mixer, layout = build(name, geometry, rngs=nnx.Rngs(0), **options), Layout.plain(2, length)
-    x = jax.ShapeDtypeStruct((2, length, 512), jnp.bfloat16)
+    x = jax.ShapeDtypeStruct((2, length, 4 * head_size), jnp.dtype(dtype))
     streams = jax.eval_shape(lambda x: mixer.streams(x, layout)[0], x)
 
     def total(streams):
@@ -50,7 +61,7 @@ def compiled(chip: str, name: str, length: int, axes: Axes = Axes(), parts: int 
         with on(mesh):
             return jax.value_and_grad(total)(streams)
 
-    where = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(BATCH, None, "tensor")), streams)
+    where = jax.tree.map(lambda s: NamedSharding(mesh, PartitionSpec(BATCH, "sequence", "tensor")), streams)
     with recording() as heard:
         lowered = jax.jit(both, in_shardings=(where,)).lower(streams)
     [said] = heard[name]
@@ -87,6 +98,31 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads():
     calls = [line for line in program.as_text().splitlines() if "tpu_custom_call" in line]
     assert len(calls) == 3 and all("bf16[2,2048,128]" in line for line in calls), "of 4 heads each has 2"
     assert "all-gather" not in program.as_text(), "nothing is brought to a device that it does not need"
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", ["linear", "retention"])
+def test_recurrences_run_on_their_kernel_forward_and_backward(chip, name):
+    """Heads of 128, the sum of keys with its extra channel, a decay."""
+    length = 2048
+    program, said = compiled(chip, name, length)
+    assert said == "recurrence"
+    calls = program.as_text().count('custom_call_target="tpu_custom_call"')
+    assert calls == 4, "forward, dq, dv and dk"
+    assert not largest_square(program.as_text(), length)
+
+
+@pytest.mark.parametrize("axes, parts", [(Axes(data=2, tensor=2), 4), (Axes(sequence=2), 2)])
+def test_recurrences_run_on_their_kernel_on_a_mesh(axes, parts):
+    program, said = compiled("v5e", "retention", 1024, axes, parts)
+    assert said == "recurrence" and "tpu_custom_call" in program.as_text()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [16, 64])
+def test_smaller_heads_and_float32_compile(dtype, size):
+    program, said = compiled("v5e", "retention", 300, dtype=dtype, head_size=size)
+    assert said == "recurrence"
 
 
 def test_a_cut_sequence_and_a_bias_run_on_xla_and_say_so():

@@ -1,4 +1,5 @@
-"""The linear recurrence and its two executions: token by token, and in parallel within chunks.
+"""The linear recurrence and its executions: token by token, and in parallel within chunks, by XLA or by a
+kernel (`recurrence_kernel`).
 
     S_t = D_t S_{t−1} + k_t v_tᵀ + a_t (b_tᵀ S_{t−1}),    o_t = S_tᵀ q_t
 
@@ -31,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from transformer_jax.attention.engines import recurrence_kernel
 from transformer_jax.attention.engines.chunks import cut, in_chunks
 from transformer_jax.attention.engines.decay import Decayed, Reads, decayed, inner_flops, join
 
@@ -85,7 +87,8 @@ def run(steps: Steps, S: jax.Array | None = None, chunk: int | None = None) -> t
     S = steps.empty() if S is None else S.astype(steps.dtype)
     if steps.q.shape[1] == 1:
         return dense(steps, S)
-    return chunked(steps, S, tokens_per_chunk(steps, chunk))
+    found = recurrence_kernel.run(steps, S)
+    return found or chunked(steps, S, tokens_per_chunk(steps, chunk))
 
 
 def tokens_per_chunk(steps: Steps, chunk: int | None) -> int:
