@@ -137,6 +137,14 @@ def test_list_ops_agrees_with_a_second_evaluator(task):
         assert deepest <= task.depth
 
 
+def test_list_ops_goes_on_where_no_attempt_of_a_block_is_right():
+    """As with the published lengths and the third example of seed 0, when it is asked for alone."""
+    task = ListOps()
+    together = task.examples(0, np.arange(4))["inputs"]
+    for index in range(4):
+        np.testing.assert_array_equal(task.examples(0, np.array([index]))["inputs"][0], together[index])
+
+
 def test_list_ops_trees_follow_the_published_law():
     """Without a bound on length: the share of operators by depth, and their arguments."""
     task = ListOps(length=10_000, shortest=0, depth=3, arguments=10)

@@ -121,8 +121,9 @@ class ListOps(Generated):
             good = ((sizes > self.shortest) & (sizes < self.length)).reshape(len(open_), ATTEMPTS)
             first, found = good.argmax(axis=1), good.any(axis=1)
             chosen = np.flatnonzero(found) * ATTEMPTS + first[found]
-            for example, (text, label) in zip(open_[found], _write(levels, chosen), strict=True):
-                texts[example], labels[example] = text, label
+            if len(chosen):
+                for example, (text, label) in zip(open_[found], _write(levels, chosen), strict=True):
+                    texts[example], labels[example] = text, label
             open_, block = open_[~found], block + 1
         return texts, labels
 
