@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.kernels import bundles
 from transformer_jax.kernels.choice import executing, recording
 from transformer_jax.parallel.mesh import BATCH, Axes, make_mesh, on
 
@@ -123,6 +124,13 @@ def test_recurrences_run_on_their_kernel_on_a_mesh(axes, parts):
 def test_smaller_heads_and_float32_compile(dtype, size):
     program, said = compiled("v5e", "retention", 300, dtype=dtype, head_size=size)
     assert said == "recurrence"
+
+
+@pytest.mark.parametrize("kind", ["plain", "decayed"])
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
+def test_a_step_of_the_recurrence_has_few_more_bundles_than_its_products_need(chip, kind):
+    """Its listing, not its time. Of v6e, whose units are 256 wide, blocks of 128 cannot fill them."""
+    assert bundles.measured(chip, kind == "decayed")["ratio"] <= 1.25
 
 
 def test_a_cut_sequence_and_a_bias_run_on_xla_and_say_so():

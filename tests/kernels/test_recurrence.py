@@ -21,7 +21,8 @@ from transformer_jax.kernels.choice import executing, recording
 
 B, N, H, M = 1, 2, 16, 24
 BUDGET = {"float32": 1e-5, "bfloat16": 1e-2}
-"""Of values and states; gradients have three times as much, the decay's in bfloat16 more (below)."""
+"""Of values and states; gradients have three times as much, the decay's in bfloat16 more (below). Borders
+cost precision (`kernel.decays`): with many of them float32 has ten times as much."""
 
 
 def steps_of(kind: str, length: int, dtype: str, seed: int = 0) -> tuple[engine.Steps, jax.Array]:
@@ -68,8 +69,9 @@ def test_the_kernel_is_the_recurrence(kind, dtype, length):
     found, gradient = jit(partial(differentiated, interpreted))(steps, S)
     with jax.enable_x64(True):
         wanted, gradient_wanted = jit(partial(differentiated, engine.dense))(exact(steps), exact(S))
-    agree(found, wanted, within=BUDGET[dtype], what=f"values in {dtype}")
-    within = 3 * BUDGET[dtype]
+    budget = BUDGET[dtype] * (10 if kind == "strong" and dtype == "float32" else 1)
+    agree(found, wanted, within=budget, what=f"values in {dtype}")
+    within = 3 * budget
     if kind != "no" and dtype == "bfloat16":
         # The decay's gradient is a sum, over all later tokens, of differences of rounded products.
         decay, of_decay = gradient[0].log_decay, gradient_wanted[0].log_decay

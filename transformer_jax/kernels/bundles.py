@@ -27,7 +27,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformer_jax.errors import BadInput
+from transformer_jax.errors import BadInput, unknown
 
 H = M = 128
 MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
@@ -108,7 +108,8 @@ def compile_alone(chip: str, decayed: bool) -> None:
     topology = topologies.get_topology_desc(platform="tpu", topology_name=kind.topology, **dict(kind.options))
     mesh = Mesh(np.array(topology.devices[:1]), ("x",))
     where = NamedSharding(mesh, PartitionSpec())
-    rows, length = 2 * recurrence.ROWS, 8 * recurrence.CHUNK
+    # Streams too large for fast memory: smaller ones the compiler would put there, and then copy.
+    rows, length = 16 * recurrence.ROWS, 64 * recurrence.CHUNK
     stream = jax.ShapeDtypeStruct((rows, length, H), jnp.bfloat16, sharding=where)
     g = jax.ShapeDtypeStruct((rows, length), jnp.float32, sharding=where) if decayed else None
     S = jax.ShapeDtypeStruct((rows, H, M), jnp.float32, sharding=where)
@@ -129,9 +130,12 @@ def loop_bundles(directory: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m transformer_jax.kernels.bundles")
-    parser.add_argument("chips", nargs="*", default=list(CHIPS), choices=[[], *CHIPS][1:])
+    parser.add_argument("chips", nargs="*", default=list(CHIPS), metavar="CHIP", help=", ".join(CHIPS))
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
+    for chip in chosen.chips:
+        if chip not in CHIPS:
+            raise unknown("chip", chip, CHIPS)
     found = {
         chip: {kind: measured(chip, kind == "decayed") for kind in ("plain", "decayed")}
         for chip in chosen.chips
@@ -153,4 +157,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except BadInput as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -9,8 +9,8 @@ block's start, L_ts = e^{G_t − G_s} for s ≤ t, else 0, and S the state befor
 
     o = ((q kᵀ) ∘ L) v + e^G ∘ (q S),    S ← e^{G_n} S + (e^{G_n − G} ∘ k)ᵀ v.
 
-Decays are exact where they forget: what is below e^{−30} counts as a border that nothing crosses, and sums of
-g start anew behind it. What depends on g alone and not on pairs is computed outside, by XLA.
+Decays are exact where they forget: what is below e^{−30} counts as a border that nothing crosses. What
+depends on g alone and not on pairs is computed outside, by XLA.
 
 The backward pass is three more recurrences of the same kind. With ō, k̄, … the cotangents,
 
@@ -40,6 +40,8 @@ ROWS = 8
 """Rows of a step of the grid, at most: while one waits for a product the others have work."""
 BORDER = -30.0
 """log of a decay that leaves nothing, to the precision of float32, of what is as large as what follows."""
+FAR = 150.0
+"""2^−150 is 0 in float32."""
 LANES, SUBLANES = 128, 8
 DTYPES = ("float32", "bfloat16")
 
@@ -170,25 +172,23 @@ def forward(interpret: bool, q, k, v, g, S) -> tuple[jax.Array, jax.Array]:
 def decays(g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What blocks need of g (L, chunks, blocks, 128), in the layouts in which they need it.
 
+    Here log L_ts = G_t − G_s is in powers of two, and every border lowers G by `FAR`, so that 2^(G_t − G_s)
+    is 0 across one. With many of them in a block that costs precision: with c, 2^−17 c of L.
+
     Returns:
-      down (L, chunks, 8, 128): G log₂e, then how many tokens back a token sees; token 8 i + j of the chunk at
-        [j, i] and at [j, 64 + i], from where a column spreads over the lanes.
-      along (L, chunks, 3 · blocks, 128): of each block G log₂e; then of each what is left of its keys behind
-        it; then of each what it leaves of the state, in every lane.
+      down (L, chunks, 8, 128): G; token 8 i + j of the chunk at [j, i], from where a column spreads over the
+        lanes.
+      along (L, chunks, 3 · blocks, 128): of each block G; then of each what is left of its keys behind it;
+        then of each what it leaves of the state, in every lane.
     """
     border = g < BORDER
     G = jnp.cumsum(jnp.where(border, 0, g), axis=-1)
-    place = jnp.arange(BLOCK, dtype=jnp.int32)[None, None, None]
-    since = lax.cummax(jnp.where(border, place, -1), axis=3)  # the latest border, −1 where the block has none
-    left = jnp.where(since == since[..., -1:], jnp.exp(G[..., -1:] - G), 0)
-    whole = jnp.where(since[..., -1:] < 0, jnp.exp(G[..., -1:]), 0)
-    G = G * math.log2(math.e)
-
-    def column(x):
-        x = x.reshape(*x.shape[:2], -1, SUBLANES).swapaxes(2, 3)
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, LANES // 2 - x.shape[-1])))
-
-    down = jnp.concatenate([column(G), column((place - since).astype(G.dtype))], axis=-1)
+    borders = jnp.cumsum(border.astype(G.dtype), axis=-1)
+    left = jnp.where(borders == borders[..., -1:], jnp.exp(G[..., -1:] - G), 0)
+    whole = jnp.where(borders[..., -1:] == 0, jnp.exp(G[..., -1:]), 0)
+    G = G * math.log2(math.e) - FAR * borders
+    down = G.reshape(*G.shape[:2], -1, SUBLANES).swapaxes(2, 3)
+    down = jnp.pad(down, ((0, 0), (0, 0), (0, 0), (0, LANES - down.shape[-1])))
     return down, jnp.concatenate([G, left, jnp.broadcast_to(whole, G.shape)], axis=2)
 
 
@@ -220,44 +220,45 @@ def one_row(row: int, q, kT, v, down, along, o, S) -> Iterator[None]:
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
     dot = partial(jnp.dot, preferred_element_type=jnp.float32, precision=precision)
     tokens = [slice(i * BLOCK, (i + 1) * BLOCK) for i in range(blocks)]
-    back = lax.broadcasted_iota(jnp.int32, (BLOCK, BLOCK), 0) - lax.broadcasted_iota(
-        jnp.int32, (BLOCK, BLOCK), 1
-    )
+    t, s = (lax.broadcasted_iota(jnp.int32, (BLOCK, BLOCK), axis) for axis in (0, 1))
+    seen = s <= t
 
-    def spread(first: int):
-        """(128, 128) of a column of `down`, the same in every lane."""
+    def spread(block: int):
+        """(128, 128): G of its tokens, the same in every lane."""
         tiles = BLOCK // SUBLANES
-        lane = lambda i: down[row, :, first + i : first + i + 1]
+        lane = lambda i: down[row, :, block * tiles + i : block * tiles + i + 1]
         return jnp.concatenate([jnp.broadcast_to(lane(i), (SUBLANES, LANES)) for i in range(tiles)], axis=0)
 
     def along_lanes(kind: int, i: int):
         return along[row, kind * blocks + i : kind * blocks + i + 1, :]
 
+    def over_values(x):
+        """(…, M) of (…, 128) that is the same in every lane."""
+        M = v.shape[-1]
+        return x[:, :M] if M <= LANES else jnp.concatenate([x] * (M // LANES), axis=1)
+
     A = [dot(q[row, at], kT[row, :, at]) for at in tokens]
     if down is not None:
-        G = [spread(16 * i) for i in range(blocks)]
-        sees = [spread(LANES // 2 + 16 * i) for i in range(blocks)]
+        G = [spread(i) for i in range(blocks)]
     yield
     states = [S[row]]
     for i, at in enumerate(tokens):
         before, keys = states[-1], kT[row, :, at]
         if along is not None:
             keys = (keys.astype(jnp.float32) * along_lanes(1, i)).astype(dtype)
-            before = before * along_lanes(2, i)[:, :1]
+            before = before * over_values(along_lanes(2, i))
         states.append(before + dot(keys, v[row, at]))
     for i in range(blocks):
         if down is None:
-            A[i] = jnp.where(back >= 0, A[i], 0).astype(dtype)
+            A[i] = jnp.where(seen, A[i], 0).astype(dtype)
         else:
-            seen = (back >= 0) & (back.astype(jnp.float32) <= sees[i])
-            A[i] = (A[i] * jnp.exp2(jnp.where(seen, G[i] - along_lanes(0, i), -jnp.inf))).astype(dtype)
+            L = jnp.exp2(jnp.where(seen, G[i] - along_lanes(0, i), -jnp.inf))
+            A[i] = (A[i] * L).astype(dtype)
         yield
     for i, at in enumerate(tokens):
         carried = dot(q[row, at], states[i].astype(dtype))
         if down is not None:
-            place = lax.broadcasted_iota(jnp.int32, (BLOCK, LANES), 0).astype(jnp.float32)
-            left = jnp.where(sees[i] > place, jnp.exp2(G[i]), 0)
-            carried = carried * left[:, :1]
+            carried = carried * over_values(jnp.exp2(G[i]))
         o[row, at] = (dot(A[i], v[row, at]) + carried).astype(o.dtype)
         yield
     S[row] = states[-1]
