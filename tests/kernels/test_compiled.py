@@ -120,8 +120,8 @@ def test_recurrences_run_on_their_kernel_on_a_mesh(axes, parts):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("size", [16, 64])
-def test_smaller_heads_and_float32_compile(dtype, size):
+@pytest.mark.parametrize("size", [16, 64, 256])
+def test_other_heads_and_float32_compile(dtype, size):
     program, said = compiled("v5e", "retention", 300, dtype=dtype, head_size=size)
     assert said == "recurrence"
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.parallel.several import free_ports
 from tests.store.stand_in import stand_in
-from transformer_jax import cli, store
+from transformer_jax import arguments, cli, store
 from transformer_jax.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_a_store_that_does_not_answer_is_one_sentence(monkeypatch, capsys):
         BadInput, match=r"Cannot reach gs://bucket/run \(ConnectionError: no route to host\): "
     ):
         store.reach(Path("runs/x"), Silent())
-    monkeypatch.setattr(cli, "place", lambda text: Silent())
+    monkeypatch.setattr(arguments, "place", lambda text: Silent())
     for words in (["run", "quickstart", "--out"], ["report"], ["generate"]):
         assert cli.main([*words, "gs://bucket/run"]) == 2
         said = capsys.readouterr().err

@@ -38,6 +38,8 @@ CHUNK = 256
 """Tokens of a step of the grid."""
 ROWS = 8
 """Rows of a step of the grid, at most: while one waits for a product the others have work."""
+FAST_MEMORY = 12 * 2**20
+"""Bytes that the streams and states of a step may take of the 16 MiB that the compiler gives a kernel."""
 BORDER = -30.0
 """log of a decay that leaves nothing, to the precision of float32, of what is as large as what follows."""
 FAR = 150.0
@@ -136,7 +138,7 @@ def forward(interpret: bool, q, k, v, g, S) -> tuple[jax.Array, jax.Array]:
         more = ((0, 0), (0, missing), (0, channels))[: x.ndim]
         return jnp.pad(x, more) if missing or channels else x
 
-    together = math.gcd(rows, ROWS)
+    together = rows_together(rows, chunk * 2 * (H + M + wide) * q.dtype.itemsize + 4 * H * (M + wide))
     streams = [filled(q), filled(k).swapaxes(1, 2), filled(v, wide)]
     time, state = lambda r, c: (r, c, 0), lambda r, c: (r, 0, 0)
     of_values = pl.BlockSpec((together, chunk, M + wide), time)
@@ -167,6 +169,13 @@ def forward(interpret: bool, q, k, v, g, S) -> tuple[jax.Array, jax.Array]:
         name=NAME,
     )(*streams, jnp.pad(S, ((0, 0), (0, 0), (0, wide))))
     return o[:, :length, :M], last[..., :M]
+
+
+def rows_together(rows: int, row: int) -> int:
+    """How many of `rows` a step of the grid takes, where one has so many bytes in streams and state, all of
+    them twice: while one step computes, the next one's arrive."""
+    most = min(ROWS, max(1, FAST_MEMORY // (2 * row)))
+    return max(n for n in range(1, most + 1) if rows % n == 0)
 
 
 def decays(g: jax.Array) -> tuple[jax.Array, jax.Array]:
