@@ -61,7 +61,8 @@ def exact(tree):
     return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
-@pytest.mark.parametrize("length", [300, 40])  # two chunks, neither of them full; a part of a block
+# Two chunks, neither of them full; a part of a block.
+@pytest.mark.parametrize("length", [300, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["no", "some", "strong"])
 @pytest.mark.parametrize("dtype", BUDGET)
 def test_the_kernel_is_the_recurrence(kind, dtype, length):
@@ -82,7 +83,9 @@ def test_the_kernel_is_the_recurrence(kind, dtype, length):
         agree(gradient[0].log_decay, gradient_wanted[0].log_decay, within=within, what="gradient of decay")
 
 
-@pytest.mark.parametrize("kind, within", [("some", 2e-6), ("strong", 1e-4)])
+@pytest.mark.parametrize(
+    "kind, within", [("some", 2e-6), pytest.param("strong", 1e-4, marks=pytest.mark.slow)]
+)
 def test_cutting_anywhere_changes_nothing(kind, within):
     """Where much is forgotten within a block, precision depends on where blocks begin (`decays`)."""
     steps, S = steps_of(kind, 300, "float32")

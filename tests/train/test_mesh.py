@@ -35,7 +35,8 @@ def test_cut_along_three_axes_a_run_trains_as_on_one_device(on_eight_devices):
     agrees(many, one)
 
 
-@pytest.mark.parametrize("axes", [LONG, pytest.param(ALL, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [LONG, ALL], ids=str)
 def test_with_each_sequence_cut_a_run_trains_as_on_one_device(on_eight_devices, axes):
     """A ring in one layer and a recurrence in the next, with accumulation, rematerialization and dropout."""
     model = {"remat": "dots", "dropout": 0.1, "mixers": (mechanism("full"), mechanism("linear"))}
