@@ -39,7 +39,7 @@ def compiled(
     chip: str,
     name: str,
     length: int,
-    axes: Axes = Axes(),  # noqa: B008
+    axes: Axes | None = None,
     parts: int = 1,
     *,
     dtype: str = "bfloat16",
@@ -47,7 +47,7 @@ def compiled(
     **options,
 ):
     """The core of a mechanism, forward and backward in its streams, for that chip; and what it ran on."""
-    mesh = make_mesh(axes, devices(chip)[:parts])
+    mesh = make_mesh(axes or Axes(), devices(chip)[:parts])
     sizes = {"width": 4 * head_size, "heads": 4, "kv_heads": 2, "head_size": head_size}
     geometry = Geometry(**sizes, length=length, dtype=dtype)
     mixer, layout = build(name, geometry, rngs=nnx.Rngs(0), **options), Layout.plain(2, length)
