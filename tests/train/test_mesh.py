@@ -60,9 +60,12 @@ def test_other_meshes_train_as_one_device(on_eight_devices, axes, remat):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gated_delta_net", "mamba", "performer", "gru", "window_and_linear"])
 def test_other_mechanisms_train_as_on_one_device(on_eight_devices, name):
-    chosen = (mechanism(name),)
+    """At a tenth of the rate: at 0.1 the gradient of gated_delta_net doubles after a step, and training
+    itself makes 1e-5 of rounding, on one device too when the rows of a batch change places."""
+    calm = SGD | {"learning_rate": 0.01}
     one, many = (
-        on_eight_devices(on_meshes.trained, run_of(a, SGD, mixers=chosen), slopes=True) for a in (ONE, MIXED)
+        on_eight_devices(on_meshes.trained, run_of(a, calm, mixers=(mechanism(name),)), slopes=True)
+        for a in (ONE, MIXED)
     )
     agrees(many, one)
 
