@@ -84,6 +84,9 @@ def parser(functions: Mapping[str, Callable[[argparse.Namespace], int]]) -> Pars
     launch.add_argument("--zone", help="of Google Cloud (tpu-vm)")
     launch.add_argument("--spot", action="store_true", help="take machines that may be preempted")
     launch.add_argument("--time", default="24:00:00", help="limit of the job (slurm), [DAYS-]HH:MM:SS")
+    launch.add_argument(
+        "--grace", type=int, default=300, help="seconds from SIGTERM to the end, for a last save (300)"
+    )
     run.add_argument(
         "--out",
         type=_place,

@@ -134,6 +134,7 @@ def print_launch(options: argparse.Namespace) -> int:
         zone=options.zone,
         spot=options.spot,
         time=options.time,
+        grace=options.grace,
     )
     print(launch.written(wanted), end="")
     return 0

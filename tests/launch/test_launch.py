@@ -18,7 +18,7 @@ from transformer_jax import arguments, cli
 from transformer_jax.errors import BadInput
 from transformer_jax.launch import launch
 from transformer_jax.launch.topology import GENERATIONS, nodes, tpu
-from transformer_jax.parallel.group import ABORTED, LOST, PREEMPTED
+from transformer_jax.parallel.group import ABORTED, GRACE, LOST, PREEMPTED
 
 SCHEMAS = json.loads(Path(__file__).with_name("schemas.json").read_text())
 WHERE = {
@@ -115,6 +115,27 @@ def test_failures_end_a_job_and_preemptions_do_not(capsys):
         assert not {PREEMPTED, LOST, 137} & set(codes["onExitCodes"]["values"])
         assert spec["failurePolicy"]["maxRestarts"] > 0 and job["template"]["spec"]["backoffLimit"] == 0
         assert pod["terminationGracePeriodSeconds"] == launch.GRACE_SECONDS
+
+
+@pytest.mark.parametrize("spot", [True, False])
+@pytest.mark.parametrize("place", ["gke", "kubeflow", "slurm"])
+def test_a_run_is_told_the_grace_that_its_cluster_gives(place, spot, capsys):
+    """A spot node gives 30 seconds, whatever is asked."""
+    where = [word for word in WHERE[place] if word != "--spot"] + ["--spot"] * spot
+    out = "/shared/out" if place == "slurm" else "gs://bucket/out"
+    assert cli.main(["launch", "quickstart", "--on", place, "--out", out, *where, "--grace", "600"]) == 0
+    text = capsys.readouterr().out
+    if place == "slurm":
+        told = re.search(rf"^export {GRACE}=(\d+)$", text, re.MULTILINE)[1]
+        assert "--signal=TERM@600" in text
+    else:
+        documents = list(yaml.safe_load_all(text))
+        env = (
+            documents[-1]["spec"]["trainer"]["env"] if place == "kubeflow" else container(documents[0])["env"]
+        )
+        told = {entry["name"]: entry["value"] for entry in env}[GRACE]
+        assert "terminationGracePeriodSeconds: 600" in text
+    assert told == ("30" if spot else "600")
 
 
 @pytest.mark.parametrize("place", ["slurm", "tpu-vm"])

@@ -14,6 +14,7 @@ import pytest
 from tests.train.toy import Toy, arrays, toy_model, toy_run
 from transformer_jax.checkpoint import restore_latest
 from transformer_jax.errors import BadInput
+from transformer_jax.parallel.group import GRACE
 from transformer_jax.train import loop, metrics
 from transformer_jax.train.loop import train
 from transformer_jax.train.metrics import of_sums, reached, read_metrics
@@ -130,6 +131,17 @@ def test_a_finished_run_is_returned_and_not_touched(tmp_path, data):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert go(run, tmp_path, data) == result
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("given, warned", [("1e-4", True), ("300", False)])
+def test_a_run_says_at_once_when_its_grace_is_shorter_than_its_saves(
+    tmp_path, data, capsys, monkeypatch, given, warned
+):
+    monkeypatch.setenv(GRACE, given)
+    result = train(toy_run(steps=4, save_every=2), tmp_path, data=data, progress=Lines())
+    said = [line for line in capsys.readouterr().out.splitlines() if "A save took" in line]
+    assert result["save_seconds"] > 0
+    assert len(said) == warned and all(f"{float(given):g} s from SIGTERM" in line for line in said)
 
 
 def test_a_signal_while_the_result_is_written_ends_the_process_and_not_the_run(tmp_path, data, monkeypatch):

@@ -16,10 +16,11 @@ from typing import Any
 
 from transformer_jax.errors import BadInput
 from transformer_jax.launch.topology import Topology, nodes, tpu
-from transformer_jax.parallel.group import ABORTED, LOST, PREEMPTED
+from transformer_jax.parallel.group import ABORTED, GRACE, LOST, PREEMPTED
 
 PLACES = {"tpu-vm": "tpu-vm.sh", "gke": "gke.yaml", "kubeflow": "kubeflow.yaml", "slurm": "slurm.sh"}
 GRACE_SECONDS = 300
+SPOT_SECONDS = 30  # that a spot node has, whatever its manifest says
 RESTARTS = 100
 
 
@@ -32,6 +33,7 @@ class Launch:
       run: the words of the command line behind `python -m transformer_jax`. out: its directory of results.
       name: of the job. image: of the container (gke, kubeflow). zone: of Google Cloud (tpu-vm).
       spot: whether the machines may be preempted. time: limit of a job (slurm), [DAYS-]HH:MM:SS.
+      grace: seconds from SIGTERM to the end; a run says when its saves take longer.
     """
 
     on: str
@@ -44,6 +46,7 @@ class Launch:
     zone: str | None = None
     spot: bool = False
     time: str = "24:00:00"
+    grace: int = GRACE_SECONDS
 
 
 def written(launch: Launch) -> str:
@@ -62,7 +65,9 @@ def written(launch: Launch) -> str:
         "image": json.dumps(launch.image),
         "zone": launch.zone,
         "time": launch.time,
-        "grace": GRACE_SECONDS,
+        "grace": launch.grace,
+        "grace_variable": GRACE,
+        "given": min(launch.grace, SPOT_SECONDS) if launch.spot else launch.grace,
         "restarts": RESTARTS,
         "preempted": PREEMPTED,
         "lost": LOST,
@@ -99,5 +104,7 @@ def _check(launch: Launch, topology: Topology) -> None:
             f"--out {launch.out}: the disk of a preempted slice is gone; give a directory in an object "
             f"store, such as gs://BUCKET/{launch.name}."
         )
+    if launch.grace < 1:
+        raise BadInput(f"--grace {launch.grace}: a job needs at least a second to save.")
     if launch.slices < 1 or (launch.slices > 1 and launch.on != "gke"):
         raise BadInput(f"--slices {launch.slices}: several slices go with --on gke; elsewhere it is 1.")

@@ -33,6 +33,7 @@ from transformer_jax.parallel.roll_call import roll_call, say
 LOST = 75  # exit code: another process is gone, start all again (EX_TEMPFAIL of sysexits.h)
 ABORTED = 134  # exit code: of the runtime, as a shell tells it (128 + 6)
 PREEMPTED = 143  # exit code: stopped by SIGTERM, everything saved (128 + 15)
+GRACE = "TRANSFORMER_JAX_GRACE"  # of the environment: seconds that a job has from SIGTERM to its end
 ARRIVE_SECONDS, LOST_SECONDS, STUCK_SECONDS = 300.0, 15.0, 600.0
 # Before a process begins program n it has read the result of n - 3 (training: n - 2), which all computed.
 AHEAD = 3

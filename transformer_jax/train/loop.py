@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections import deque
@@ -20,7 +21,7 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
 from transformer_jax.overrides import differences
-from transformer_jax.parallel.group import agreed, first
+from transformer_jax.parallel.group import GRACE, agreed, first
 from transformer_jax.parallel.rows import rows_here
 from transformer_jax.store import place
 from transformer_jax.train import evaluation
@@ -114,6 +115,7 @@ class Training:
         self.step, self.saved, self.evaluated, self.solved = 0, -1, -1, False
         self.window = dict(measures.NOTHING)
         self.validation: Metrics = {}
+        self.save_seconds: float | None = None
         self.called: tuple[Any, ...] = ()
         self.cost: Cost = None
         self.clock = Clock()
@@ -286,9 +288,23 @@ class Training:
         }
         if self.log is not None:
             self.log.flush()  # what is resumed from here continues this record
+        begun = time.perf_counter()
         self.checkpoints.save(self.step, self.state.parts(), record)
         self.saved = self.step
+        if self.save_seconds is None:
+            self.checkpoints.wait()  # the first alone, to know how long one takes
+            self.save_seconds = time.perf_counter() - begun
+            self.compare_grace(self.save_seconds)
         self.clock.lapsed()
+
+    def compare_grace(self, seconds: float) -> None:
+        """Says so where a job would be killed before it has saved: what is under way, and where it stands."""
+        if first() and 2 * seconds > (given := float(os.environ.get(GRACE, "inf"))):
+            self.watch.say(
+                f"A save took {seconds:.1f} s, and a stop may wait for two; this job has {given:g} s from "
+                f"SIGTERM to its end: give it --grace {math.ceil(4 * seconds)} at its launch, or let it save "
+                "more often (train.save_every), for what follows the last save may be lost."
+            )
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint that verifies, if there is one."""
@@ -340,6 +356,7 @@ class Training:
             "steps_per_s": speed,
             "tokens_per_s": speed * self.tokens,
             "data_wait": wait,
+            "save_seconds": self.save_seconds,
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
         } | ({"message": message} if message else {})
         if self.cost is not None and self.called:

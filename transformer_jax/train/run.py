@@ -205,7 +205,8 @@ def device() -> dict[str, Any]:
         "kind": first.device_kind,
         "count": jax.device_count(),
         "processes": jax.process_count(),
-        "cores": os.cpu_count(),
+        # Those that it may use: a scheduler, or taskset, gives a part.
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
 
 

@@ -14,6 +14,7 @@
 # SIGTERM to every process this long before the time is over: longer than a save.
 #SBATCH --signal=TERM@{{grace}}
 
+export {{grace_variable}}={{given}}
 trap : TERM  # the processes hear it and save; this shell stays to see how they end
 srun --kill-on-bad-exit=0 {{words}}
 code=$?
