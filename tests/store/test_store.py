@@ -19,7 +19,7 @@ from transformer_jax import arguments, cli, store
 from transformer_jax.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
-CLOCK = {"seconds", "steps_per_s", "tokens_per_s", "data_wait"}
+CLOCK = {"seconds", "steps_per_s", "tokens_per_s", "data_wait", "save_seconds"}
 SAVE_EVERY, STEPS = 30, 120
 
 

@@ -21,7 +21,7 @@ from transformer_jax.train.metrics import read_metrics
 from transformer_jax.train.progress import Silent
 
 ROOT = Path(__file__).parents[2]
-CLOCK = {"seconds", "steps_per_s", "tokens_per_s", "data_wait"}
+CLOCK = {"seconds", "steps_per_s", "tokens_per_s", "data_wait", "save_seconds"}
 SAVE_EVERY, STEPS = 60, 900
 
 
