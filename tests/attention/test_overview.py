@@ -39,6 +39,25 @@ def test_every_mechanism_has_a_section_and_a_paper_and_stands_in_the_readme():
         assert f"`{name}`" in readme
 
 
+PLACE = re.compile(
+    r"\b(?i:equation|section|lemma|theorem|definition|algorithm|figure|table|appendix)s? "
+    r'(\d|[A-Z]\b|"[^"]+")'
+)
+"""A place in a paper: its number, its letter, or the title of a section in quotes."""
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_mechanism_says_where_in_its_paper_it_stands(name):
+    """In the docstring of its class or of its definition; an inherited one is of another mechanism."""
+    mixer = OURS[name]
+    definition = vars(mixer).get("definition")
+    said = " ".join(f"{mixer.__doc__} {definition.__doc__ if definition else ''}".split())
+    assert PLACE.search(said), (
+        f"{inspect.getfile(mixer)}: neither the docstring of {mixer.__name__} nor that of its definition "
+        f"names an equation, section, lemma, theorem, algorithm, figure, table or appendix of {mixer.paper}."
+    )
+
+
 def test_a_variant_is_one_short_file():
     for mixer in OURS.values():
         assert len(Path(inspect.getfile(mixer)).read_text().splitlines()) <= 150

@@ -41,8 +41,8 @@ class AFTFull(AFTSimple):
         self.u, self.r = (nnx.Param(scale * jax.random.normal(rngs.params(), shape)) for _ in range(2))
 
     def definition(self, q, k, v):
-        """Y_t = σ(Q_t) ⊙ Σ_t' exp(K_t' + w_{t,t'}) ⊙ V_t' / Σ_t' exp(K_t' + w_{t,t'}) (equation 2), over all
-        t' or, causal, those to t."""
+        """Y_t = σ(Q_t) ⊙ Σ_t' exp(K_t' + w_{t,t'}) ⊙ V_t' / Σ_t' exp(K_t' + w_{t,t'}) (equation 2; the
+        factors of w are in section 3.2), over all t' or, causal, those to t."""
         u, r = (factor[...][: len(q)].astype(q.dtype) for factor in (self.u, self.r))
         logits = k[None] + u @ r.T
         if self.geometry.causal:

@@ -34,7 +34,8 @@ class AFTSimple(HeadMixer):
         return self.geometry.heads * self.geometry.head_size
 
     def definition(self, q, k, v):
-        """Y_t = σ(Q_t) ⊙ Σ_t' exp(K_t') ⊙ V_t' / Σ_t' exp(K_t'), over all t' or, causal, those to t."""
+        """Y_t = σ(Q_t) ⊙ Σ_t' exp(K_t') ⊙ V_t' / Σ_t' exp(K_t'), over all t' or, causal, those to t:
+        equation 5 (section 3.2), which is equation 2 with w = 0."""
         seen = jnp.ones((len(q), len(k)), bool)
         if self.geometry.causal:
             seen = jnp.tril(seen)

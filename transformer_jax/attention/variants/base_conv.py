@@ -13,9 +13,10 @@ from transformer_jax.attention.variants.short_convolution import ShortConvolutio
 class BaseConv(ShortConvolutionMixer):
     """Zoology's BaseConv (arXiv:2312.04927): y = (u W + b₁) ⊙ (h ∗ u + b₂), with an explicit short h.
 
-    The paper's hybrid alternates this with a filter as long as the sequence; a `taps` of the length is that
-    long filter, computed tap by tap. As in the paper there is no output projection; the authors' code adds u
-    once more, which here the model's residual does. The effective matrix is that of the convolution.
+    It is the operator of the paper's section 4 and its theorems 4.4 and 4.5, with no activation. The paper's
+    hybrid alternates this with a filter as long as the sequence; a `taps` of the length is that long filter,
+    computed tap by tap. As in the paper there is no output projection; the authors' code adds u once more,
+    which here the model's residual does. The effective matrix is that of the convolution.
     """
 
     name = "base_conv"

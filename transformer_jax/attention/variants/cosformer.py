@@ -15,9 +15,10 @@ class CosFormer(RecurrenceMixer):
     """cosFormer: rethinking softmax in attention (arXiv:2202.08791).
 
     M, the distance at which a weight is 0, is the model's `length`. The paper takes the length of the
-    sequence at hand; the value of a token would then depend on what comes after it. Positions count from 0
-    in each segment. A query that no key answers reads 0, where the authors' code bounds the normalizer from
-    below. Position is in the cosine: a model's rotary embedding is not applied.
+    sequence at hand; the value of a token would then depend on what comes after it. Positions count from 0 in
+    each segment, the authors' from 1, which changes no distance. Nothing is divided by √H, which would
+    cancel. A query that no key answers reads 0, where the authors' code bounds the normalizer from below.
+    Position is in the cosine: a model's rotary embedding is not applied.
     """
 
     name = "cosformer"
@@ -27,7 +28,8 @@ class CosFormer(RecurrenceMixer):
     )
 
     def definition(self, q, k, v, angle):
-        """s(Q_i, K_j) = ReLU(Q_i) ReLU(K_j)ᵀ cos(π/2 · (i − j)/M), normalized over j."""
+        """s(Q_i, K_j) = ReLU(Q_i) ReLU(K_j)ᵀ cos(π/2 · (i − j)/M), divided by its sum over j: section
+        "cos-based re-weighting mechanism"."""
         A = jax.nn.relu(q) @ jax.nn.relu(k).T * jnp.cos(angle[:, None] - angle[None, :])
         if self.geometry.causal:
             A = jnp.tril(A)

@@ -18,9 +18,11 @@ class DeltaProduct(ConvolvedMixer):
     """DeltaProduct (arXiv:2502.10297), without its optional decay.
 
     Each token writes `steps` times (the paper's n_h), with a key, a value and a β of each; the transition of
-    a token is a product of generalized Householder matrices. β = 2σ(·), so that each may be a reflection
-    (beta_max = 1 keeps it from that). With one step and its beta_max it is `delta_net`. q and k have unit
-    length and nothing is divided by √H, which the norm of each head would undo.
+    a token is a product of generalized Householder matrices. Every step takes its error from the state that
+    the one before left, and only the last is read. β = 2σ(·) is between 0 and 2, so that each may be a
+    reflection (beta_max = 1 keeps it from that). With one step and its beta_max it is `delta_net`. q and k
+    have unit length and nothing is divided by √H, which the norm of each head would undo. Values have H
+    channels; flash-linear-attention, to which the authors gave their layer, has 2H and an output gate.
     """
 
     name = "delta_product"
@@ -55,7 +57,8 @@ class DeltaProduct(ConvolvedMixer):
 
     def definition(self, q, k, v, beta):
         """H_{i,j} = (I − β_{i,j} k_{i,j} k_{i,j}ᵀ) H_{i,j−1} + β_{i,j} k_{i,j} v_{i,j}ᵀ for
-        j = 1 … n_h, H_{i,0} = H_{i−1,n_h}, o_i = H_{i,n_h}ᵀ q_i."""
+        j = 1 … n_h, H_{i,0} = H_{i−1,n_h}, o_i = H_{i,n_h}ᵀ q_i: section "DeltaProduct", in the third
+        version section 3."""
         k, v, beta = (x.reshape(len(q), self.steps, *x.shape[1:]) for x in (k, v, beta))
 
         def token(H, x):

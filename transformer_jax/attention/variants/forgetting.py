@@ -13,10 +13,12 @@ from transformer_jax.attention.variants.full import Full
 class Forgetting(Full):
     """Full attention whose weights fade by the gates f between key and query, as the input decides.
 
-    There is one gate per key-value head. With log f summed up to c, the bias of the key at j is c_i − c_j; c
-    is kept as a whole number and the rest, or float32 would lose the gates of a long row in its size. The
-    mechanism needs no positions; a model that rotates does both. The output gate, the norms of q and
-    k and the short shifts of the paper's "Pro" block are not part of it.
+    There is one gate per key-value head, between 0 and 1. A token's own gate fades what came before it and
+    not the token. Logits are divided by √H before the bias is added, as the authors' code does; the paper's
+    equations leave the scale out. With log f summed up to c, the bias of the key at j is c_i − c_j; c is kept
+    as a whole number and the rest, or float32 would lose the gates of a long row in its size. The mechanism
+    needs no positions; a model that rotates does both. The output gate, the norms of q and k and the short
+    shifts of the paper's "Pro" block are not part of it.
     """
 
     name = "forgetting"
@@ -35,7 +37,8 @@ class Forgetting(Full):
         self.gate = self.linear(geometry.width, geometry.kv_heads, rngs, bias=True)
 
     def definition(self, q, k, v, c, rest):
-        """O = softmax(Q Kᵀ / √H + D) V, D_ij = Σ_{l=j+1…i} log f_l = c_i − c_j for j ≤ i, else −∞."""
+        """Section 3: O = softmax(Q Kᵀ / √H + D) V, D_ij = Σ_{l=j+1…i} log f_l = c_i − c_j for j ≤ i, −∞ for
+        later keys."""
         c = c + rest
         D = jnp.where(jnp.tril(jnp.ones((len(q), len(k)), bool)), c[:, None] - c[None, :], -jnp.inf)
         return jax.nn.softmax(q @ k.T / jnp.sqrt(q.shape[-1]) + D, axis=-1) @ v

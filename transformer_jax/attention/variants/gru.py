@@ -14,8 +14,9 @@ class GRU(SerialMixer):
     """The gated recurrent unit (arXiv:1406.1078), in the form that cuDNN and PyTorch have.
 
     The reset gate acts on R_n h_{t−1} + b', after the product and with a bias of its own; the paper's
-    equation 8 resets h_{t−1} before it. z keeps the past, as in the paper. R is over the whole width N·H,
-    whatever the number of heads. An output projection follows, as in every mechanism here.
+    equation 8 resets h_{t−1} before it (in its first version after, says the documentation of Keras). z keeps
+    the past, as in the paper's equation 7; some texts turn it round. R is over the whole width N·H, whatever
+    the number of heads. An output projection follows, as in every mechanism here.
     """
 
     name = "gru"
@@ -31,8 +32,8 @@ class GRU(SerialMixer):
         return 1
 
     def definition(self, r, z, n, R, bias):
-        """h_t = z_t ⊙ h_{t−1} + (1 − z_t) ⊙ tanh(W_n x_t + b_n + r_t ⊙ (R_n h_{t−1} + b')), r_t and z_t
-        being σ(W x_t + b + R h_{t−1}); the streams are W x_t + b."""
+        """Equations 5 to 8: h_t = z_t ⊙ h_{t−1} + (1 − z_t) ⊙ tanh(W_n x_t + b_n + r_t ⊙ (R_n h_{t−1} + b')),
+        r_t and z_t being σ(W x_t + b + R h_{t−1}); the streams are W x_t + b."""
 
         def step(h, x):
             r, z, n = x

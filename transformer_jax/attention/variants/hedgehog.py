@@ -13,7 +13,8 @@ from transformer_jax.attention.engines.recurrence_mixer import RecurrenceMixer
 
 
 def phi(x: jax.Array) -> jax.Array:
-    """[exp(x), exp(−x)], positive; x is the output of the learned layer."""
+    """[exp(x), exp(−x)], positive; x is the output of the learned layer (arXiv:2402.04347, section 4.2 and
+    appendix A)."""
     return jnp.exp(jnp.concatenate([x, -x], axis=-1))
 
 
@@ -21,10 +22,11 @@ class Hedgehog(RecurrenceMixer):
     """The hedgehog and the porcupine (arXiv:2402.04347), trained from scratch.
 
     Every head has a layer of its own for queries and one for keys, which start as the identity. The paper
-    learns them by distilling softmax attention; that is not done here. φ is that of the paper's definition,
-    and the engine's stabilizer holds the size of a key's. Codes divide it by sums over features, which a
-    key's weight then lacks: the authors' (LoLCATs) each half by its own, flash-linear-attention both by one,
-    after doubling x.
+    learns them by distilling softmax attention; that is not done here. φ is that of section 4.2, one layer
+    and an exponential, with the negated half of appendix A; nothing is divided by √H, which the layers may
+    learn. The normalizer is the sum of the weights, and the engine's stabilizer holds the size of a key's.
+    Codes divide it by sums over features, which a key's weight then lacks: the authors' (LoLCATs) each half
+    by its own, flash-linear-attention both by one, after doubling x.
     """
 
     name = "hedgehog"
@@ -40,8 +42,8 @@ class Hedgehog(RecurrenceMixer):
         self.key_shift = nnx.Param(jnp.zeros((g.kv_heads, g.head_size)))
 
     def definition(self, q, k, v):
-        """Σ_s φ(q_t)ᵀφ(k_s) v_s / Σ_s φ(q_t)ᵀφ(k_s), over s ≤ t if causal; q and k have
-        passed through their layers W x + b."""
+        """Equation 2, linear attention: Σ_s φ(q_t)ᵀφ(k_s) v_s / Σ_s φ(q_t)ᵀφ(k_s), over s ≤ t if causal; q
+        and k have passed through their layers W x + b."""
         A = phi(q) @ phi(k).T
         if self.geometry.causal:
             A = jnp.tril(A)

@@ -16,10 +16,12 @@ from transformer_jax.errors import BadInput
 class HGRN2(RecurrenceMixer):
     """Gated linear RNNs with state expansion (arXiv:2404.07904).
 
-    The key is what the decay leaves, 1 − f. In the paper a lower bound on f is learned, 0 at the first layer
-    and rising from layer to layer; a mixer does not know its layer, so `lower_bound` is a fixed number. The
-    query (the output gate of the earlier HGRN) passes through SiLU, the norm is over all heads, as in the
-    authors' code. Position is in the decay: a model's rotary embedding is not applied.
+    The key is what the decay leaves, 1 − f, and there is no normalizer and no scale. In the paper a lower
+    bound on f is learned, 0 at the first layer and rising from layer to layer; a mixer does not know its
+    layer, so `lower_bound` is a fixed number, and f is between it and 1. The query (the output gate of the
+    earlier HGRN) passes through SiLU, the input i through nothing, and the RMS norm is over all heads, as in
+    flash-linear-attention, which the authors point to; their own hgru2-pytorch has a sigmoid on the query,
+    SiLU on i and a layer norm. Position is in the decay: a model's rotary embedding is not applied.
     """
 
     name = "hgrn2"
@@ -42,7 +44,7 @@ class HGRN2(RecurrenceMixer):
         self.norm = nnx.RMSNorm(size, dtype=jnp.dtype(geometry.dtype), rngs=rngs)
 
     def definition(self, q, k, v, log_decay):
-        """h_t = Diag(f_t) h_{t−1} + (1 − f_t) ⊗ i_t, y_t = h_tᵀ o_t; k = 1 − f, v = i, q = o."""
+        """Section 3: h_t = Diag(f_t) h_{t−1} + (1 − f_t) ⊗ i_t, y_t = h_tᵀ o_t; k = 1 − f, v = i, q = o."""
 
         def step(h, x):
             o, k, i, log_f = x

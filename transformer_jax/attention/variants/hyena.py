@@ -17,12 +17,13 @@ from transformer_jax.errors import BadInput
 class Hyena(CoreMixer):
     """Hyena hierarchy (arXiv:2302.10866), order 2, as its authors' code has it: y = x² ⊙ (h ∗ (x¹ ⊙ v)).
 
-    Definition 3.1 has another long filter, on v alone, before x¹; the code, from which the published results
-    are, has none there but the short convolution of `taps` taps that v, x¹ and x² all have. N·H channels
-    are convolved each by itself; projections have no bias. The filter is h_t = e^(−αt) FFN(t) (section 3.3):
-    t = 1 is the model's `length`, α from 3 to 15 over the channels puts 1% at 1.5 or 0.3 of it and is not
-    learned, and nothing is added to the window; the FFN has `bands` sines and cosines of t beside it, three
-    layers of `filter_width` sines whose factor, `frequency` at the start, is learned. A skip D is h_0's own.
+    Definition 3.1 (equation 4) has another long filter, on v alone, before x¹; the code, from which the
+    published results are, has none there but the short convolution of `taps` taps that v, x¹ and x² all have.
+    N·H channels are convolved each by itself; projections have no bias. The filter is h_t = e^(−αt) FFN(t)
+    (equation 7): t = 1 is the model's `length`, α from 3 to 15 over the channels puts 1% at 1.5 or 0.3 of it
+    and is not learned, and nothing is added to the window; the FFN has `bands` sines and cosines of t beside
+    it, three layers of `filter_width` sines whose factor, `frequency` at the start, is learned. A skip D is
+    h_0's own.
 
     No state is smaller than the past: decoding keeps every x¹ ⊙ v, reads all of it at every token, and
     evaluates the filter again. The error budget is that of the filter: each of its sines multiplies the
@@ -96,7 +97,8 @@ class Hyena(CoreMixer):
         return {"h": self.filter(self.geometry.length).T}
 
     def definition(self, v, x1, x2, h):
-        """y = D_x² T_h D_x¹ v, of one channel: diagonal, Toeplitz and diagonal matrices."""
+        """Section "Hyena matrices" at order 2: y = D_x² T_h D_x¹ v, of one channel: diagonal, Toeplitz (the
+        paper's S_h) and diagonal matrices; equation 4 has another T_h before v."""
         lag = jnp.arange(len(v))[:, None] - jnp.arange(len(v))[None]
         T_h = jnp.where(lag >= 0, h[jnp.maximum(lag, 0)], 0)
         return x2 * (T_h @ (x1 * v))

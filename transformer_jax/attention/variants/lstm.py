@@ -13,9 +13,10 @@ from transformer_jax.attention.engines.serial import SerialMixer
 class LSTM(SerialMixer):
     """Long short-term memory (Hochreiter & Schmidhuber 1997) with the forget gate of Gers et al. (2000).
 
-    It is the form that libraries have: no peepholes, σ for the gates, tanh for input and output of the cell.
-    R is over the whole width N·H, whatever the number of heads; `slstm` has blocks. The bias of the forget
-    gate starts at 1. An output projection follows, as in every mechanism here.
+    It is the form that libraries have, equations 7 to 11 of arXiv:1308.0850 without their peepholes: σ for
+    the gates, tanh for input and output of the cell. R is over the whole width N·H, whatever the number of
+    heads; `slstm` has blocks. The bias of the forget gate starts at 1. An output projection follows, as in
+    every mechanism here.
     """
 
     name = "lstm"
@@ -32,7 +33,7 @@ class LSTM(SerialMixer):
 
     def definition(self, i, f, g, o, R):
         """c_t = σ(f_t) ⊙ c_{t−1} + σ(i_t) ⊙ tanh(g_t), h_t = σ(o_t) ⊙ tanh(c_t), of each gate
-        W x_t + b + R h_{t−1}; the streams are W x_t + b."""
+        W x_t + b + R h_{t−1}; the streams are W x_t + b (equations 7 to 11 of arXiv:1308.0850)."""
 
         def step(memory, x):
             h, c = memory

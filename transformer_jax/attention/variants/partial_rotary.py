@@ -14,8 +14,9 @@ from transformer_jax.errors import BadInput
 class PartialRotary(Full):
     """Full attention that turns the first `fraction` of each head's channels and leaves the others alone.
 
-    The rates are those of a head of that many channels, base^(−2i/(fraction · H)), as the authors' code has
-    it. It turns in every model: by the model's base where the model is rotary, otherwise by 10000.
+    The paper's section "Rotary Positional Embeddings" turns the first quarter. The rates are those of a head
+    of that many channels, base^(−2i/(fraction · H)), as the authors' code has it. It turns in every model: by
+    the model's base where the model is rotary, otherwise by 10000.
     """
 
     name = "partial_rotary"

@@ -70,11 +70,13 @@ class RandomFeatures(RecurrenceMixer):
 class Performer(RandomFeatures):
     """Rethinking attention with Performers (arXiv:2009.14794), softmax kernel, positive features.
 
-    The random features are drawn once per layer and shared by its heads. A factor common to all features of
-    a query cancels; that of a key, e^{g_s}, is left to the engine's stabilizer. No ε is added to the
+    q and k are divided by H^¼ each, which the paper leaves out of its equations (section 2.3). The random
+    features are drawn once per layer and shared by its heads; of Lemma 1's two maps it is the first, one
+    exponential per draw. The normalizer is the sum of the estimated weights. A factor common to all features
+    of a query cancels; that of a key, e^{g_s}, is left to the engine's stabilizer. No ε is added to the
     features. `draws` may be "independent", whose variance is larger. Features are drawn anew after every
-    training step but the first (`redraw_every`): section 4.2 of the paper redraws, and the authors' code
-    does in each call. The paper's trigonometric features are `performer_trigonometric`.
+    training step but the first (`redraw_every`): section 4.2 of the paper redraws, and the authors' code does
+    in each call. The paper's trigonometric features are `performer_trigonometric`.
     """
 
     name = "performer"
@@ -102,12 +104,12 @@ class Performer(RandomFeatures):
         return x @ self.projections[...].T.astype(x.dtype)
 
     def exponents(self, x: jax.Array) -> jax.Array:
-        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 (Lemma 1)."""
+        """log √m φ(x), (…, H) → (…, m): ω_iᵀx' − |x'|²/2 (Lemma 1, in the form of equation 5)."""
         x = self.scaled(x)
         return self.directions(x) - jnp.sum(x * x, axis=-1, keepdims=True) / 2
 
     def definition(self, q, k, v):
-        """D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""
+        """Equation 4: D̂⁻¹ Â V with Â = φ(Q) φ(K)ᵀ, lower triangular if causal, and D̂ = diag(Â 1)."""
         A = jnp.exp(self.exponents(q)) @ jnp.exp(self.exponents(k)).T / self.features
         if self.geometry.causal:
             A = jnp.tril(A)

@@ -33,7 +33,8 @@ class PerformerTrigonometric(Performer):
         return jnp.concatenate([jnp.sin(u), jnp.cos(u)], axis=-1), jnp.sum(x * x, axis=-1) / 2
 
     def definition(self, q, k, v):
-        """φ(x) = h(x)/√m (sin ω₁ᵀx', …, cos ω_mᵀx'), D̂⁻¹ φ(Q) φ(K)ᵀ V."""
+        """φ(x) = h(x)/√m (sin ω₁ᵀx', …, cos ω_mᵀx'), equation 5 with f₁ = sin and f₂ = cos, and
+        D̂⁻¹ φ(Q) φ(K)ᵀ V, equation 4."""
 
         def phi(x):
             waves, log_h = self.angles(x)

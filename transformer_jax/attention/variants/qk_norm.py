@@ -11,10 +11,10 @@ from transformer_jax.attention.variants.full import Full
 class QKNorm(Full):
     """Full attention in which each head's q and k have a root mean square of one, times a learned scale.
 
-    The norm comes before the rotary embedding, and the logits are still divided by √H. ViT-22B's LayerNorm
-    is without centering and bias, which makes it this RMS norm, whose scale per channel the heads share, as
-    in Qwen3. The idea is older: arXiv:2010.04245 has unit vectors and one learned temperature in place of
-    1/√H. Some codes (OLMo 2) normalize all heads together.
+    ViT-22B has it in section 2, "QK Normalization". The norm comes before the rotary embedding, and the
+    logits are still divided by √H. ViT-22B's LayerNorm is without centering and bias, which makes it this RMS
+    norm, whose scale per channel the heads share, as in Qwen3. The idea is older: arXiv:2010.04245 has unit
+    vectors and one learned temperature in place of 1/√H. Some codes (OLMo 2) normalize all heads together.
     """
 
     name = "qk_norm"

@@ -25,10 +25,11 @@ def squares(x: jax.Array) -> jax.Array:
 class ReBased(RecurrenceMixer):
     """Linear transformers with learnable kernel functions (arXiv:2402.10644).
 
-    The paper writes φ(x) = (γ · norm(x) + β)²; the square is that of the product qᵀk, as in the authors'
-    code, whose layer norm with scale γ and shift β is over all heads of q, and another over all of k
-    (flash-linear-attention norms each head, q and k alike). Queries and keys have `feature_size` channels,
-    values H. A query that no key answers reads 0, where the authors' code adds an ε to the normalizer.
+    The paper writes φ(x) = (γ · norm(x) + β)² (section 4 and figure 3); the square is that of the product
+    qᵀk, as in the authors' code, whose layer norm with scale γ and shift β is over all heads of q, and
+    another over all of k (flash-linear-attention norms each head, q and k alike). Queries and keys have
+    `feature_size` channels, values H. A scale of q and k would cancel against the normalizer, the sum of the
+    weights. A query that no key answers reads 0, where the authors' code adds an ε to the normalizer.
     Position is left to the model's convolutions: a rotary embedding is not applied.
     """
 
@@ -48,7 +49,8 @@ class ReBased(RecurrenceMixer):
         )
 
     def definition(self, q, k, v):
-        """Σ_s (q_tᵀk_s)² v_s / Σ_s (q_tᵀk_s)², over s ≤ t if causal."""
+        """Σ_s (q_tᵀk_s)² v_s / Σ_s (q_tᵀk_s)², over s ≤ t if causal: linear attention (section 3.1) with the
+        kernel of section 4, of q and k normalized, scaled and shifted."""
         A = (q @ k.T) ** 2
         if self.geometry.causal:
             A = jnp.tril(A)

@@ -21,11 +21,13 @@ SHIFTED = "rkvwag"
 class RWKV7(RecurrenceMixer):
     """RWKV-7 "Goose" (arXiv:2503.14456), its time mixing.
 
-    The paper mixes the first layer's values into those of later layers; a mixer does not know the others, so
-    that is left out. What is removed is read from the state before it decays, unlike in the gated delta rule.
-    All low-rank layers have one `rank`; the paper's grow with the width. The ε of the norm
-    is 1e-5 · H: the authors' 64e-5 at their H of 64. Decay, rate and keys are those of the key heads.
-    Position is in the decay and the token shift: a model's rotary embedding is not applied.
+    The paper mixes the first layer's values into those of later layers (equations 8 to 10); a mixer does not
+    know the others, so that is left out. What is removed is read from the state before it decays, unlike in
+    the gated delta rule. A channel decays by w = exp(−e^(−½) σ(d)), between 0.545 and 1 (equation 12); the
+    rates a are between 0 and 1; κ̂ has unit length, r and k̃ have not, and nothing is divided by √H. All
+    low-rank layers have one `rank`; the paper's grow with the width. The ε of the norm is 1e-5 · H: the
+    authors' 64e-5 at their H of 64. Decay, rate and keys are those of the key heads. Position is in the decay
+    and the token shift: a model's rotary embedding is not applied.
     """
 
     name = "rwkv7"
@@ -67,8 +69,8 @@ class RWKV7(RecurrenceMixer):
         self.norm_bias = nnx.Param(jnp.zeros((g.heads, g.head_size)))
 
     def definition(self, q, k, v, log_decay, removal, rate, gate):
-        """S_t = S_{t−1} (diag(w_t) − κ̂_tᵀ (a_t ⊙ κ̂_t)) + v_tᵀ k̃_t, o_t = S_t r_tᵀ, of rows κ̂, a, v, k̃, r;
-        the gate comes after."""
+        """Equation 17: S_t = S_{t−1} (diag(w_t) − κ̂_tᵀ (a_t ⊙ κ̂_t)) + v_tᵀ k̃_t, o_t = S_t r_tᵀ, of rows
+        κ̂, a, v, k̃, r, and S for the paper's wkv; norm, bonus and gate (equations 20 to 22) come after."""
 
         def step(S, x):
             r, k, v, log_w, kappa, a = x

@@ -13,8 +13,9 @@ from transformer_jax.attention.core import CoreMixer
 class ShortConvolutionMixer(CoreMixer):
     """y = h ∗ x + b, depthwise: each of the D channels with `taps` weights of its own.
 
-    A baseline, the convolution of BaseConv (arXiv:2312.04927) without its gate: content decides nothing, and
-    a token sees itself and the taps − 1 before it. It has no projections, no heads and no positions.
+    A baseline, the convolution of BaseConv (arXiv:2312.04927, section 4, the operator of its theorems 4.4 and
+    4.5) without its gate: content decides nothing, and a token sees itself and the taps − 1 before it. It has
+    no projections, no heads and no positions.
     """
 
     name = "short_convolution"
@@ -45,7 +46,7 @@ class ShortConvolutionMixer(CoreMixer):
         return {"h": self.convolution.kernel[...].T[:, ::-1]}
 
     def definition(self, v, h):
-        """(h ∗ u)_t = Σ_l h_l u_{t−l}, of one channel."""
+        """Of the paper's section 4, of one channel: (h ∗ u)_t = Σ_l h_l u_{t−l}; b is added after."""
         lag = jnp.arange(len(v))[:, None] - jnp.arange(len(v))[None]
         return jnp.where((lag >= 0) & (lag < len(h)), h[jnp.clip(lag, 0, len(h) - 1)], 0) @ v
 

@@ -13,7 +13,9 @@ from transformer_jax.attention.variants.full import Full
 class Sink(Full):
     """Full attention in whose denominator stands one more, learned logit per head, without a value.
 
-    The logit is not divided by √H. With logit 0 it is the softmax with one added to its denominator.
+    Section 2.2 of the paper, on attention, calls it a bias of the denominator. The logit is neither divided
+    by √H nor turned, and a query's weights add up to less than 1. With logit 0 it is the softmax with one
+    added to its denominator.
     """
 
     name = "sink"
@@ -24,7 +26,7 @@ class Sink(Full):
         self.sinks = nnx.Param(jnp.zeros(geometry.heads))
 
     def definition(self, q, k, v, sink):
-        """o_i = Σ_j exp(s_ij) v_j / (exp(sink) + Σ_j exp(s_ij)), s = Q Kᵀ / √H."""
+        """Section 2.2, in symbols: o_i = Σ_j exp(s_ij) v_j / (exp(sink) + Σ_j exp(s_ij)), s = Q Kᵀ / √H."""
         scores = q @ k.T / jnp.sqrt(q.shape[-1])
         if self.geometry.causal:
             i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]

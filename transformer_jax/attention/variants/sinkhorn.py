@@ -85,7 +85,7 @@ class Sinkhorn(SoftmaxMixer):
 
     def definition(self, q, k, v, sort):
         """S⁰ = exp(R / τ), Sᵏ = F_c(F_r(Sᵏ⁻¹)), rows and columns divided by their sums; then for every block
-        softmax(Q [S K, K]ᵀ / √H) [S V, V]."""
+        softmax(Q [S K, K]ᵀ / √H) [S V, V] (section "Sparse Sinkhorn Attention" and the balancing before)."""
         S = jnp.exp((sort - sort.max()) / self.temperature)
         for _ in range(self.iterations):
             S = S / S.sum(axis=1, keepdims=True)

@@ -47,8 +47,9 @@ class SynthesizerDense(Full):
         self.bias = nnx.Param(jnp.zeros((g.length, g.kv_heads, 1)))
 
     def definition(self, q, k, v):
-        """Y = softmax(B) G(X), B_ij = F(X_i)_j, F(X) = W₂ σ(W₁ X + b₁) + b₂: the rows of q are
-        (σ(W₁ X_i + b₁), 1) and those of k, (column j of W₂, b₂_j). σ is the ReLU and G gives v."""
+        """Section "Dense Synthesizer": Y = softmax(B) G(X), B_ij = F(X_i)_j, F(X) = W₂ σ(W₁ X + b₁) + b₂: the
+        rows of q are (σ(W₁ X_i + b₁), 1) and those of k, (column j of W₂, b₂_j). σ is the ReLU and G gives
+        v."""
         B = q @ k.T
         if self.geometry.causal:
             B = jnp.where(jnp.tril(jnp.ones(B.shape, bool)), B, -jnp.inf)

@@ -18,10 +18,10 @@ class SynthesizerRandom(HeadMixer):
     """Synthesizer (arXiv:2005.00743), random and trained, or with `rank` factorized random.
 
     R has length² numbers for each head, which grow with the model's length and not with its width; factors
-    have 2·rank·length (the paper's rank is 8). R starts normal with variance 1. A shorter sequence uses
-    its first rows and columns, and the causal form hides what is to come. Places count from the start of a
-    segment; a model's rotary embedding is not applied. The softmax is computed once for all rows of a batch
-    that are neither padded nor packed; decoding keeps the values.
+    have 2·rank·length (the paper's rank is 8). R starts normal with variance 1, and logits are not divided by
+    √H. A shorter sequence uses its first rows and columns, and the causal form hides what is to come. Places
+    count from the start of a segment; a model's rotary embedding is not applied. The softmax is computed once
+    for all rows of a batch that are neither padded nor packed; decoding keeps the values.
     """
 
     name = "synthesizer_random"
@@ -54,7 +54,8 @@ class SynthesizerRandom(HeadMixer):
         return {"R1": self.R1[...], "R2": self.R2[...]}
 
     def definition(self, v, R=None, R1=None, R2=None):
-        """Y = softmax(R) G(X), and R = R₁ R₂ᵀ if factorized; G gives v."""
+        """Section "Random Synthesizer": Y = softmax(R) G(X), and R = R₁ R₂ᵀ if factorized (section
+        "Factorized Random Synthesizer"); G gives v."""
         R = (R1 @ R2.T if R is None else R)[: len(v), : len(v)]
         if self.geometry.causal:
             R = jnp.where(jnp.tril(jnp.ones(R.shape, bool)), R, -jnp.inf)

@@ -21,7 +21,8 @@ class TopK(CachedMixer):
     earlier ones.
 
     All T² scores are computed, in the forward pass alone, some queries after others: memory is T·kept. No
-    gradient goes through the choice. Keys and values that are kept are gathered for every query.
+    gradient goes through the choice. The scale changes no choice, and the weights of the kept add up to 1.
+    Keys and values that are kept are gathered for every query.
     """
 
     name = "top_k"
@@ -39,8 +40,8 @@ class TopK(CachedMixer):
         self.kept = kept
 
     def definition(self, q, k, v, chosen=None):
-        """softmax(top-k(Q Kᵀ / √H)) V, where top-k leaves the k largest entries of each row and
-        sets the others to −∞."""
+        """Section "Efficient Transformer through Top-k Attention": softmax(top-k(Q Kᵀ / √H)) V, where top-k
+        leaves the k largest entries of each row and sets the others to −∞."""
         i, j = jnp.arange(len(q))[:, None], jnp.arange(len(k))[None]
         s = q @ k.T / jnp.sqrt(q.shape[1])
         if self.geometry.causal:

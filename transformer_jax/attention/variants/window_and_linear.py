@@ -15,8 +15,9 @@ class WindowAndLinear(ParallelMixer):
 
     Where there is one head, or an odd number, each is halved. Based (arXiv:2402.18668) has the same two in
     turn, layer by layer, as the pattern based_taylor+sliding_window has. Heads of two kinds side by side are
-    Hymba's idea (arXiv:2411.13676), whose other kind is Mamba and which normalizes the output of each
-    kind and weighs it by learned scales before one output projection; here is neither norm nor scale.
+    Hymba's idea (arXiv:2411.13676, section 2.1 and equation 3), whose other kind is Mamba and which
+    normalizes the output of each kind and weighs it by learned scales before one output projection; here is
+    neither norm nor scale.
     """
 
     name = "window_and_linear"
