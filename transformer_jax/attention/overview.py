@@ -17,8 +17,8 @@ from transformer_jax.errors import BadInput
 
 HEAD = """# The mechanisms
 
-Every mechanism of the catalogue, as its own file describes it. This page is written by
-`transformer-jax list --markdown`; a test holds it to the code.
+Every mechanism of the catalogue, as its own file describes it: what it is and, set apart, what its `definition`
+computes. This page is written by `transformer-jax list --markdown`; a test holds it to the code.
 
 *Time* says how the work on T tokens grows with T, *decode state* how what decoding keeps does, up to
 constants. What is not defined is refused with the reason given here, never run silently.
@@ -115,6 +115,8 @@ def _table(families: dict[str, list[type[Mixer]]]) -> str:
 def _section(mixer: type[Mixer]) -> str:
     said = entry(mixer)
     lines = [f"### {mixer.name}", "", inspect.cleandoc(mixer.__doc__ or ""), ""]
+    if computed := inspect.getdoc(getattr(mixer, "definition", None)):
+        lines += [f"> {line}".rstrip() for line in computed.splitlines()] + [""]
     lines.append(f"- defined for: {', '.join(said['defined for'])}")
     lines += [f"- refused, {mode}: {why}" for mode, why in said["refused"].items()]
     lines += [f"- {mode}: {note}" for mode, note in said["notes"].items()]
