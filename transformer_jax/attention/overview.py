@@ -17,8 +17,8 @@ from transformer_jax.errors import BadInput
 
 HEAD = """# The mechanisms
 
-Every mechanism of the catalogue, as its own file describes it: what it is and, set apart, what its `definition`
-computes. This page is written by `transformer-jax list --markdown`; a test holds it to the code.
+Every mechanism of the catalogue, as its own file describes it: what it is and, set apart, what its
+`definition` computes. This page is written by `transformer-jax list --markdown`; a test holds it to the code.
 
 *Time* says how the work on T tokens grows with T, *decode state* how what decoding keeps does, up to
 constants. What is not defined is refused with the reason given here, never run silently.
