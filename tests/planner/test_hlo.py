@@ -11,7 +11,7 @@ import pytest
 
 from transformer_jax.measure.flops import count_flops
 from transformer_jax.planner.convolution import product_flops
-from transformer_jax.planner.counts import counted
+from transformer_jax.planner.counts import Work, counted
 from transformer_jax.planner.hlo import Array, arrays, parse, trips
 from transformer_jax.planner.network import collective
 
@@ -70,6 +70,54 @@ def test_a_loop_turns_from_its_first_value_to_its_last_by_its_step():
     assert (one.kind, one.axes, one.devices, one.bytes, times) == ("all-reduce", ("fsdp",), 4, whole, 5)
     assert one.sent == 2 * 3 / 4 * whole
     assert totals.unknown == 0
+
+
+def test_an_estimate_that_no_model_stands_behind_does_not_count():
+    fusion = '"estimated_cycles":"100"'
+    for kind, cycles in (("CLASSIC", 100), ("INVALID", 0)):
+        totals = counted(
+            parse(LOOP.replace(fusion, f'{fusion},"cost_model_type":"COST_MODEL_TYPE_{kind}"')), MESH
+        )
+        row, whole = 16 * 4, 8 * 16 * 4
+        slice_ = Work(cycles=100, bytes=row) if cycles else Work(bytes=row, touched=2 * row)
+        never = Work(bytes=2 * whole, touched=2 * whole)
+        assert totals.cycles == 5 * cycles
+        assert {one: times for one, times in totals.work.items() if one.bytes} == {slice_: 5, never: 5}
+
+
+STACKED = """HloModule stacked
+
+%inner (i.0: f32[8,16], i.1: s32[]) -> f32[1,16] {
+  %i.0 = f32[8,16]{1,0} parameter(0)
+  %i.1 = s32[]{:T(128)} parameter(1)
+  ROOT %slice = f32[1,16]{1,0} dynamic-slice(%i.0, %i.1, %i.1), dynamic_slice_sizes={1,16}
+}
+
+%fused (p.0: f32[8,16], p.1: f32[8,16], p.2: s32[]) -> f32[8,16] {
+  %p.0 = f32[8,16]{1,0} parameter(0)
+  %p.1 = f32[8,16]{1,0} parameter(1)
+  %p.2 = s32[]{:T(128)} parameter(2)
+  %row = f32[1,16]{1,0} fusion(%p.1, %p.2), kind=kLoop, calls=%inner
+  %twice = f32[1,16]{1,0} add(%row, %row)
+  ROOT %update = f32[8,16]{1,0} dynamic-update-slice(%p.0, %twice, %p.2, %p.2)
+}
+
+ENTRY %main (x: f32[8,16], y: f32[8,16], i: s32[]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %y = f32[8,16]{1,0} parameter(1)
+  %i = s32[]{:T(128)} parameter(2)
+  %start = (f32[8,16]{1,0:S(1)}, f32[8,16]{1,0}, u32[]{:S(2)}) copy-start(%y)
+  %saved = f32[8,16]{1,0} fusion(%x, %y, %i), kind=kLoop, calls=%fused
+  ROOT %done = f32[8,16]{1,0:S(1)} copy-done(%start)
+}
+"""
+
+
+def test_a_layer_of_stacked_arrays_moves_its_own_slice_and_a_copy_beside_it_is_not_waited_for():
+    totals = counted(parse(STACKED), MESH)
+    row, whole = 16 * 4, 8 * 16 * 4
+    assert totals.bytes == 2 * row + whole, "the slice of a fusion inside of the fusion, the update, the copy"
+    assert dict(totals.work) == {Work(bytes=2 * row, touched=2 * row, operations=16): 1}
 
 
 def test_a_loop_whose_end_is_an_argument_counts_once_and_says_so():

@@ -20,11 +20,11 @@ from transformer_jax.measure.step_cost import step_cost
 from transformer_jax.model.config import Transformer
 from transformer_jax.parallel.mesh import Axes
 from transformer_jax.planner import calibrate, kept, topologies, verb
-from transformer_jax.planner.counts import Totals, counted
+from transformer_jax.planner.counts import Totals, Work, counted
 from transformer_jax.planner.hlo import parse
 from transformer_jax.planner.network import Collective
 from transformer_jax.planner.plan import Memory, Plan, plan, shapes, too_large, trace
-from transformer_jax.planner.predict import predict
+from transformer_jax.planner.predict import cycles, predict
 from transformer_jax.planner.search import Asked, meshes, search
 from transformer_jax.train.config import Train
 from transformer_jax.train.devices import mesh_of
@@ -81,7 +81,9 @@ def test_recomputation_costs_flops_but_does_not_count_for_mfu(on_a_cpu):
 
 @pytest.mark.quick
 def test_the_time_is_cycles_and_bytes_over_what_the_chip_can():
-    totals = Totals(cycles=CHIP.clock, flops=CHIP.flops / 2, bytes=CHIP.bandwidth / 4)
+    second, bandwidth = int(CHIP.clock), int(CHIP.bandwidth)
+    totals = Totals(flops=CHIP.flops / 2, bytes=bandwidth / 4)
+    totals.work |= {Work(cycles=second // 8, bytes=bandwidth // 16): 4, Work(bytes=bandwidth // 2): 1}
     ring = CHIP.network / 2  # two of four links
     hidden = Collective("all-gather", ("fsdp",), 4, int(ring), hidden=True)
     exposed = dataclasses.replace(hidden, kind="all-reduce", hidden=False)
@@ -89,11 +91,27 @@ def test_the_time_is_cycles_and_bytes_over_what_the_chip_can():
     seconds, parts, bounds = predict(totals, CHIP)
     assert parts == pytest.approx({"compute": 1, "kernels": 0, "hidden": 0.75, "exposed": 3})
     assert seconds == pytest.approx(1 + 3)
-    assert bounds == pytest.approx({"compute": 0.75, "memory": 0.25, "network": 3.75})
+    assert bounds == pytest.approx({"compute": 0.5, "memory": 0.25, "network": 3.75})
     totals.collectives[hidden] = 2
     assert predict(totals, CHIP)[0] == pytest.approx(1.5 + 3), "what hides nothing more is waited for"
     totals.kernel_flops = CHIP.flops
     assert predict(totals, CHIP)[1]["kernels"] == pytest.approx(1)
+    totals.bytes = 3 * bandwidth
+    assert predict(totals, CHIP)[1]["compute"] == pytest.approx(3), "copies that run beside move bytes too"
+
+
+@pytest.mark.quick
+def test_what_is_no_product_takes_its_bytes_or_what_the_vector_unit_stores_and_computes():
+    mib, n = 2**20, 2**22
+    cases = {
+        Work(bytes=64 * mib, touched=64 * mib, operations=n): 64 * mib / CHIP.bandwidth,
+        Work(touched=64 * mib, operations=n): 64 * mib / 4096 / CHIP.clock,
+        Work(touched=4 * mib, operations=100 * n): 100 * n / 4096 / CHIP.clock,
+    }
+    for work, seconds in cases.items():
+        assert predict(Totals(work={work: 1}), CHIP)[0] == pytest.approx(seconds)
+    two_cores = GENERATIONS["v5p"]
+    assert cycles(work, two_cores) == cycles(work, CHIP) / 2
 
 
 @pytest.mark.quick
@@ -270,26 +288,62 @@ def test_a_plan_for_a_slice_counts_what_the_formula_says_and_the_compilers_memor
     assert made.seconds > 0 and made.bound in ("compute", "memory", "network")
 
 
+def predicted(layer, weights, tokens, topology, unroll):
+    """Seconds and bytes of HBM of the gradient of a chain of layers, x and weights[i] -> x."""
+    place = NamedSharding(Mesh(topologies.devices(topology)[:1], "x"), PartitionSpec())
+    shape = lambda size, kind: jax.ShapeDtypeStruct(size, kind, sharding=place)
+    w = [shape(size, jnp.bfloat16) for size in weights]
+
+    def loss(w, x):
+        y, _ = jax.lax.scan(lambda x, w: (layer(x, *w), None), x, w, unroll=unroll)
+        return (y.astype(jnp.float32) ** 2).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(w, shape((tokens, weights[0][1]), jnp.bfloat16)).compile().as_text()
+    totals = counted(parse(text), {"x": 1})
+    return predict(totals, GENERATIONS[topology.partition(":")[0]])[0], totals.bytes
+
+
 @COMPILER
 @pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="the compiled scan copies what it carries and stacks: 8.5 ms by its cycles, unrolled 4.4 ms",
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "v5e:1x1",
+        pytest.param(
+            "v5p:2x2x1",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=AssertionError,
+                reason="measured 19.92 ms scanned, 18.69 ms unrolled: 7% apart",
+            ),
+        ),
+    ],
 )
-def test_a_scanned_and_an_unrolled_program_take_the_same_predicted_time():
+def test_a_scanned_and_an_unrolled_program_take_the_same_predicted_time(topology):
+    """Where both keep the same: of each layer what it takes, all else is computed anew."""
     topologies.prepare()
-    place = NamedSharding(Mesh(topologies.devices("v5e:1x1"), "x"), PartitionSpec())
-    w, x = (jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=place) for s in ((8, 2048, 2048), (4096, 2048)))
+    layers, width = 4, 1024
 
-    def seconds(unroll):
-        def loss(w, x):
-            y, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w, unroll=unroll)
-            return y.astype(jnp.float32).sum()
+    @jax.checkpoint
+    def layer(x, up, down):
+        return x + jax.nn.gelu(x @ up) @ down
 
-        text = jax.jit(jax.grad(loss)).lower(w, x).compile().as_text()
-        return predict(counted(parse(text), {"x": 1}), CHIP)[0]
+    weights = ((layers, width, 4 * width), (layers, 4 * width, width))
+    scanned, unrolled = (predicted(layer, weights, 2**15, topology, unroll)[0] for unroll in (1, layers))
+    assert scanned == pytest.approx(unrolled, rel=0.05)
 
-    assert seconds(1) == pytest.approx(seconds(8), rel=0.05)
+
+@COMPILER
+@pytest.mark.slow
+def test_a_scan_that_keeps_everything_is_another_program_and_its_bytes_say_so():
+    """docs/pods.md has the figures: what the bare scan stacks and copies, the unrolled program does not."""
+    topologies.prepare()
+    layer = lambda x, w: jnp.tanh(x @ w)
+    (scanned, moved), (unrolled, least) = (
+        predicted(layer, ((4, 2048, 2048),), 2**16, "v5e:1x1", unroll) for unroll in (1, 4)
+    )
+    assert moved > 2 * least
+    assert scanned - unrolled > (moved - least) / CHIP.bandwidth
 
 
 @COMPILER

@@ -28,6 +28,8 @@ class Generation:
         it sends over all its links to other chips. source: where these stand.
       memory: bytes of HBM that the compiler gives a program (libtpu 0.0.52 says so when it refuses one).
       clock: cycles per second: `flops` over the products of the matrix units in one of the compiler's cycles.
+      operations, stores: registers of 8×128 numbers that a core's vector unit computes and stores in a cycle
+        (the capacities in the compiler's listings, libtpu 0.0.52).
     """
 
     gke: str
@@ -43,6 +45,13 @@ class Generation:
     source: str
     memory: float
     clock: float
+    operations: int = 4
+    stores: int = 1
+
+    @property
+    def cores(self) -> int:
+        """Of a chip, that a program runs on as one device."""
+        return 1 if self.flat else 2
 
     @property
     def links(self) -> int:
@@ -61,7 +70,7 @@ GENERATIONS = {
         gke="tpu-v4-podslice", vm="v4", runtime="tpu-ubuntu2204-base", counted=2, flat=False, most=4096,
         compiler="v4", flops=275e12, bandwidth=1.2e12, network=6 * 50e9,
         source="cloud.google.com/tpu/docs/v4; links: arXiv:2304.01433, Table 4",
-        memory=30.75 * GIB, clock=275e12 / (2 * 8 * 128 * 128),
+        memory=30.75 * GIB, clock=275e12 / (2 * 8 * 128 * 128), operations=2,
     ),
     "v5e": Generation(
         gke="tpu-v5-lite-podslice", vm="v5litepod", runtime="v2-alpha-tpuv5-lite", counted=1, flat=True,
@@ -81,7 +90,7 @@ GENERATIONS = {
         gke="tpu-v6e-slice", vm="v6e", runtime="v2-alpha-tpuv6e", counted=1, flat=True, most=256,
         compiler="v6e", flops=918e12, bandwidth=1638e9, network=800e9 / 2,
         source="cloud.google.com/tpu/docs/v6e",
-        memory=31.24 * GIB, clock=918e12 / (2 * 2 * 2 * 256 * 256),
+        memory=31.24 * GIB, clock=918e12 / (2 * 2 * 2 * 256 * 256), stores=2,
     ),
 }  # fmt: skip
 

@@ -57,8 +57,8 @@ class Plan:
       tokens: of a step, over all chips. memory: of a device. limit: what a program may take of it.
       fits: whether it does. executions: mechanism -> kernels, or "xla" with the reason (`kernels.choice`).
       counts: of a device and a step: "flops" (matrix products, recomputation included), "bytes" (of HBM),
-        "cycles", "kernels", "unknown" loops; empty where it does not fit. The products of kernels are those
-        that their authors declare, or else those of the engine's own execution.
+        "cycles" (of products), "kernels", "unknown" loops; empty where it does not fit. The products of
+        kernels are those that their authors declare, or else those of the engine's own execution.
       collectives: kind, axes, devices, times, "bytes" of the array, "sent" by a device in all, hidden.
       seconds: of a step, predicted; with its parts (`predict`). bounds: seconds that compute, memory and
         network take by themselves; the largest is the bound.

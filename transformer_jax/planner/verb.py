@@ -24,9 +24,9 @@ from transformer_jax.sweep.widths import settled
 from transformer_jax.train.run import Run
 
 MODEL = (
-    "Step = max(compute + kernels, hidden) + exposed. Compute is the compiler's cycles at the "
-    "chip's clock, the last two what collectives send over two links of a chip. MFU = FLOPs of the loss "
-    "and its gradient, nothing recomputed / (step · chips · peak)."
+    "Step = max(compute + kernels, hidden) + exposed. Compute is the compiler's cycles of products at the "
+    "chip's clock or bytes of HBM, whichever is longer; the last two what collectives send over two links of "
+    "a chip. MFU = FLOPs of the loss and its gradient, nothing recomputed / (step · chips · peak)."
 )
 
 
