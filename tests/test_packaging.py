@@ -24,6 +24,7 @@ READ = runpy.run_path(str(ROOT / ".ci" / "read.py"))
 LAYERS = {
     "compiler": set(),
     "errors": set(),
+    "growth": set(),
     "overrides": set(),
     "user_file": set(),
     "store": set(),
@@ -34,18 +35,19 @@ LAYERS = {
     "data": {"overrides", "store"},
     "checkpoint": {"parallel", "store"},
     "train": {"attention", "kernels", "data", "model", "checkpoint", "overrides", "parallel", "store"},
-    "measure": {"attention", "model", "train", "overrides", "parallel"},
+    "measure": {"attention", "growth", "model", "train", "overrides", "parallel"},
     "conformance": {"attention", "model", "measure", "parallel"},
     "generation": {"attention", "data", "model", "checkpoint", "train"},
     "tuning": {"overrides"},
     "experiment": {"attention", "data", "model", "train", "tuning", "overrides", "user_file"},
     "sweep": {"data", "measure", "model", "train", "experiment", "overrides", "parallel", "store"},
     "measurement": {"experiment", "measure", "store", "train"},
-    "report": {"overrides", "store"},  # reads files
+    "report": {"growth", "overrides", "store"},  # reads files
     "launch": {"parallel"},
     "planner": {
         "data",
         "experiment",
+        "growth",
         "kernels",
         "launch",
         "measure",

@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any, Literal, cast, get_args, get_type_hints
 
 import jax
-import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 
 from transformer_jax.attention import catalogue
 from transformer_jax.attention.contract import Geometry, Mode
 from transformer_jax.errors import BadInput, unknown
+from transformer_jax.growth import exponent
 from transformer_jax.measure import programs
 from transformer_jax.measure.programs import JAX_NN, TORCH, Program
 from transformer_jax.measure.timing import interleaved
@@ -236,10 +236,7 @@ def _slopes(rows: list[Row], key: str) -> list[Row]:
         slope: Row = {"kind": "slope", "name": name, "pass": key}
         for label, field in (("time", f"{key}_ms"), ("temporaries", f"{key}_temporaries")):
             points = [(row["length"], row[field]) for row in rows if row["name"] == name and row[field]]
-            slope[label] = None
-            if len({length for length, _ in points}) > 1:
-                x, y = np.log(np.array(points, float)).T
-                slope[label] = float(np.polyfit(x, y, 1)[0])
+            slope[label] = exponent(points)
         if any(slope[label] is not None for label in ("time", "temporaries")):
             slopes.append(slope)
     return slopes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import jax
 
 from transformer_jax.data.tasks.text_folder import SubwordFolder
 from transformer_jax.errors import BadInput
+from transformer_jax.growth import below_from
 from transformer_jax.model.config import Mechanism, Transformer
 from transformer_jax.parallel.mesh import Axes
 from transformer_jax.planner import topologies
@@ -145,13 +147,9 @@ def cell(row: Row | None) -> str:
 
 def crossover(mine: Mapping[int, Row], full: Mapping[int, Row]) -> str:
     """The first length from which on a mechanism is faster at each; it is where only full does not fit."""
-    slow = lambda row: row["step_ms"] or float("inf")
-    faster = {length: slow(mine[length]) < slow(full[length]) for length in sorted(mine) if length in full}
-    if not faster or mine is full:
-        return "–"
-    last = max((length for length, is_faster in faster.items() if not is_faster), default=0)
-    beyond = [length for length in faster if length > last]
-    return f"{beyond[0] // 1024}k" if beyond else "never here"
+    times = lambda rows: {length: row["step_ms"] or math.inf for length, row in rows.items()}
+    found = None if mine is full else below_from(times(mine), times(full))
+    return "–" if found is None else "never here" if math.isinf(found) else f"{int(found) // 1024}k"
 
 
 def main(directories: Sequence[str]) -> None:

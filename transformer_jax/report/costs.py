@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from transformer_jax import growth
 from transformer_jax.report import plots
 from transformer_jax.report.sheets import NOTHING
 from transformer_jax.report.table import Column, Sheet
@@ -108,10 +108,7 @@ def exponents(rows: Sequence[Row]) -> Sheet:
 
 def slope(values: dict[str, float]) -> float | None:
     """The exponent of T in a quantity; None for fewer than two lengths."""
-    if len(values) < 2:
-        return None
-    x, y = np.log([[_length(part), value] for part, value in values.items()]).T
-    return float(np.polyfit(x, y, 1)[0])
+    return growth.exponent(_by_length(values).items())
 
 
 def crossover(costs: dict[str, dict[str, float]], name: str, to: str) -> str:
@@ -121,14 +118,8 @@ def crossover(costs: dict[str, dict[str, float]], name: str, to: str) -> str:
 
 
 def below_from(costs: dict[str, dict[str, float]], name: str, to: str) -> float | None:
-    """The first length from which on `name` costs less than `to` at every length measured: infinite where it
-    does not at the last, None where there is nothing to compare."""
-    both = [part for part in costs[name] if part in costs[to]]
-    if name == to or not both:
-        return None
-    above = [n for n, part in enumerate(both) if costs[name][part] >= costs[to][part]]
-    below = both[above[-1] + 1 :] if above else both
-    return _length(below[0]) if below else math.inf
+    """The first length from which on `name` costs less than `to` (`growth.below_from`); None for itself."""
+    return None if name == to else growth.below_from(_by_length(costs[name]), _by_length(costs[to]))
 
 
 def _attention(costs: dict[str, dict[str, float]]) -> list[str]:
@@ -184,6 +175,10 @@ def _skipped(rows: Sequence[Row]) -> Sequence[tuple[str, str, str]]:
 def _inverse(speed: dict[str, float]) -> dict[str, float]:
     """Milliseconds, of what is done in a second."""
     return {part: 1e3 / each for part, each in speed.items()}
+
+
+def _by_length(values: dict[str, float]) -> dict[int, float]:
+    return {_length(part): value for part, value in values.items()}
 
 
 def _length(part: str) -> int:
