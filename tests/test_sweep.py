@@ -197,19 +197,23 @@ def test_departures_name_what_differs_from_the_published_setting():
 
 @pytest.mark.quick
 def test_the_time_left_is_judged_by_variant_then_by_steps():
-    cells = plan(make())  # full: 4 steps, linear: 3 steps
+    cells = plan(make(train=Train(steps=4, batch=4, stop_at=0.9)))  # full: 4 steps, linear: 3 steps
     full, linear = (next(c for c in cells if c.label == label) for label in ("full", "linear"))
     assert remaining(cells, {}) is None
-    assert remaining([], {full: Ended(8.0, 4)}) is None
-    # Solved after 2 of 4 steps, 4 s each: its like will be too, of another variant nobody knows.
-    assert remaining([full, linear], {full: Ended(8.0, 2)}) == pytest.approx(8.0 + 3 * 4.0)
-    assert remaining([full, linear], {full: Ended(8.0, 4), linear: Ended(1.0, 3)}) == pytest.approx(9.0)
+    assert remaining([], {full: Ended(8.0, 4, 8.0)}) is None
+    # Solved after 2 of 4 steps, 1 s each, and tested for 6 s: its like will be too. Another variant takes at
+    # most all of its steps, and is tested once.
+    left = remaining([full, linear], {full: Ended(8.0, 2, 2.0)})
+    assert left == (pytest.approx(8.0 + 6.0 + 3 * 1.0), True) and str(left) == "at most about 17 s left"
+    left = remaining([full, linear], {full: Ended(8.0, 4, 8.0), linear: Ended(1.0, 3, 1.0)})
+    assert left == (pytest.approx(9.0), False) and str(left) == "about 9 s left"
     other = next(
         c for c in cells if c.label == "full" and c.run.train.learning_rate != full.run.train.learning_rate
     )
     again = next(c for c in cells if c.label == "full" and c.run.seed == 1)
-    assert remaining([again], {full: Ended(8.0, 4), other: Ended(2.0, 1)}) == pytest.approx(8.0)
-    assert remaining([other], {full: Ended(8.0, 4)}) == pytest.approx(8.0)
+    ended = {full: Ended(8.0, 4, 8.0), other: Ended(2.0, 1, 2.0)}
+    assert remaining([again], ended).seconds == pytest.approx(8.0)
+    assert remaining([other], {full: Ended(8.0, 4, 8.0)}).seconds == pytest.approx(8.0)
     assert [duration(s) for s in (5, 65, 3660)] == ["5 s", "1 min 5 s", "1 h 1 min"]
 
 

@@ -11,29 +11,44 @@ from transformer_jax.sweep.cells import Cell
 
 
 class Ended(NamedTuple):
-    """What a cell took: seconds, compilation included, and steps, fewer than planned where it was solved."""
+    """What a cell took: seconds in all, steps, fewer than planned where it was solved, and the seconds that
+    these steps took alone, without compilation, evaluations and tests."""
 
     seconds: float
     steps: int
+    training: float
 
 
-def remaining(left: Sequence[Cell], ended: Mapping[Cell, Ended]) -> float | None:
-    """Seconds for the cells that are left, from those that ended; None where nothing is known.
+class Left(NamedTuple):
+    """Seconds that the rest of a sweep is guessed to take; `most` where a variant that never ran may be
+    solved early, so that it is more likely too much than too little."""
+
+    seconds: float
+    most: bool
+
+    def __str__(self) -> str:
+        return f"{'at most ' if self.most else ''}about {duration(self.seconds)} left"
+
+
+def remaining(left: Sequence[Cell], ended: Mapping[Cell, Ended]) -> Left | None:
+    """What the cells that are left will take, from those that ended; None where nothing is known.
 
     The guess for a cell is the mean of its like: the same variant at the same rate and weight decay, else the
     same variant. One of a variant that never ran is taken to go through all of its steps, at the mean time of
-    a step of the others: whether it is solved earlier nobody knows yet.
+    a step of the others, and to take beside them what the others took.
     """
     steps = sum(cell.steps for cell in ended.values())
     if not left or not steps:
         return None
-    per_step = sum(cell.seconds for cell in ended.values()) / steps
-    total = 0.0
+    per_step = sum(cell.training for cell in ended.values()) / steps
+    beside = sum(cell.seconds - cell.training for cell in ended.values()) / len(ended)
+    total, most = 0.0, False
     for cell in left:
         alike = [took.seconds for other, took in ended.items() if _point(other) == _point(cell)]
         same = alike or [took.seconds for other, took in ended.items() if other.label == cell.label]
-        total += sum(same) / len(same) if same else per_step * cell.run.train.steps
-    return total
+        total += sum(same) / len(same) if same else beside + per_step * cell.run.train.steps
+        most = most or (not same and cell.run.train.stop_at is not None)
+    return Left(total, most)
 
 
 def duration(seconds: float) -> str:

@@ -90,12 +90,14 @@ def sweep(
         results.append(result)
         took = time.monotonic() - began
         if result["status"] != "failed":
-            ended[cell] = Ended(result.get("seconds", 0.0) if kept else took, result.get("step", 0))
+            steps, speed = result.get("step", 0), result.get("steps_per_s", 0.0)
+            seconds = result.get("seconds", 0.0) if kept else took
+            ended[cell] = Ended(seconds, steps, min(steps / speed, seconds) if speed else seconds)
         left = remaining([cell for cell in cells[number:] if not cell.finished(out)], ended)
         say(
             f"[{number}/{len(cells)}] {cell.name}: {outcome(result, experiment.task.metric)}"
             + (", kept" if kept else f", {duration(took)}")
-            + (f"; about {duration(left)} left" if left else "")
+            + (f"; {left}" if left else "")
         )
     return results
 
