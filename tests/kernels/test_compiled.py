@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
-from transformer_jax.kernels import bundles
+from transformer_jax.kernels import bundles, delta, recurrence
 from transformer_jax.kernels.choice import executing, recording
 from transformer_jax.parallel.mesh import BATCH, Axes, make_mesh, on
 
@@ -111,6 +111,34 @@ def test_recurrences_run_on_their_kernel_forward_and_backward(chip, name):
     calls = program.as_text().count('custom_call_target="tpu_custom_call"')
     assert calls == 4, "forward, dq, dv and dk"
     assert not largest_square(program.as_text(), length)
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", ["delta_net", "gated_delta_net"])
+def test_the_delta_rule_runs_on_its_kernel_forward_and_backward(chip, name):
+    length = 1024
+    program, said = compiled(chip, name, length)
+    assert said == "delta"
+    text = program.as_text()
+    calls = text.count('custom_call_target="tpu_custom_call"')
+    assert calls == 8, "forward, w and its cotangent, r, dq, db, and two for dk"
+    declared = sum(map(int, re.findall(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', text)))
+    blocks, rows = length // recurrence.BLOCK, 2 * 4
+    solved = delta.products(128, 128, 1) + 2 * delta.products(128, 128, 1, reads=False)
+    assert declared == 2 * blocks * rows * (solved + 5 * recurrence.products(128, 128, 1)), "for the planner"
+    assert not largest_square(text, length)
+
+
+@pytest.mark.parametrize("axes, parts", [(Axes(data=2, tensor=2), 4), (Axes(sequence=2), 2)])
+def test_the_delta_rule_runs_on_its_kernel_on_a_mesh(axes, parts):
+    program, said = compiled("v5e", "gated_delta_net", 1024, axes, parts)
+    assert said == "delta" and "tpu_custom_call" in program.as_text()
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 16), ("float32", 256), ("bfloat16", 64)])
+def test_other_heads_and_float32_of_the_delta_rule_compile(dtype, size):
+    program, said = compiled("v5e", "gated_delta_net", 300, dtype=dtype, head_size=size)
+    assert said == "delta"
 
 
 @pytest.mark.parametrize("axes, parts", [(Axes(data=2, tensor=2), 4), (Axes(sequence=2), 2)])

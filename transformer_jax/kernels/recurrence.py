@@ -22,7 +22,7 @@ the latter two from the last token to the first; and as only differences of G oc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -79,16 +79,21 @@ def run(
       S: (B, N, H, M), the state before the first token.
       interpret: by JAX, on any device.
     """
-    batch, length, heads, _ = q.shape
-
-    def by_row(x):
-        """(B, T, N, …) → (B·N, T, …)."""
-        return jnp.moveaxis(x, 2, 1).reshape(batch * heads, length, *x.shape[3:])
-
+    batch, _, heads, _ = q.shape
     g = None if log_decay is None else by_row(log_decay).astype(jnp.float32)
     q, k, v = (by_row(x.astype(q.dtype)) for x in (q, k, v))
     o, last = recurrence(interpret, q, k, v, g, S.reshape(batch * heads, *S.shape[2:]).astype(jnp.float32))
-    return jnp.moveaxis(o.reshape(batch, heads, length, -1), 1, 2), last.reshape(S.shape)
+    return by_head(o, heads), last.reshape(S.shape)
+
+
+def by_row(x: jax.Array) -> jax.Array:
+    """(B, T, N, …) → (B·N, T, …)."""
+    return jnp.moveaxis(x, 2, 1).reshape(-1, x.shape[1], *x.shape[3:])
+
+
+def by_head(x: jax.Array, heads: int) -> jax.Array:
+    """(B·N, T, …) → (B, T, N, …)."""
+    return jnp.moveaxis(x.reshape(-1, heads, *x.shape[1:]), 1, 2)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -128,7 +133,33 @@ recurrence.defvjp(_remembered, _backward)
 
 def forward(interpret: bool, q, k, v, g, S) -> tuple[jax.Array, jax.Array]:
     """The kernel itself, over all rows and chunks."""
-    (rows, length, H), M = q.shape, v.shape[-1]
+    return over_chunks(NAME, one_row, products, interpret, [q], k, v, g, S)
+
+
+def over_chunks(
+    name: str,
+    one_row: Callable,
+    products: Callable,
+    interpret: bool,
+    readers: list,
+    k,
+    v,
+    g,
+    S,
+    *,
+    most: int = ROWS,
+    **decayed,
+) -> tuple[jax.Array, jax.Array]:
+    """A kernel of that name, of `readers` and k (L, T, H), v (L, T, M), g (L, T) or None and S (L, H, M), a
+    chunk of several rows after another: what it puts out (L, T, M) and the last S.
+
+    Args:
+      one_row: (row, readers, kT, v, down, along, out, S) → phases, which write the chunk of that row.
+      products: (H, M, blocks) → the multiply-adds of it.
+      most: rows of a step of the grid.
+      decayed: options of `decays`.
+    """
+    (rows, length, H), M, dtype = k.shape, v.shape[-1], k.dtype
     chunk = min(CHUNK, -(-length // BLOCK) * BLOCK)
     chunks = -(-length // chunk)
     missing = chunks * chunk - length
@@ -138,47 +169,53 @@ def forward(interpret: bool, q, k, v, g, S) -> tuple[jax.Array, jax.Array]:
         more = ((0, 0), (0, missing), (0, channels))[: x.ndim]
         return jnp.pad(x, more) if missing or channels else x
 
-    together = rows_together(rows, chunk * 2 * (H + M + wide) * q.dtype.itemsize + 4 * H * (M + wide))
-    streams = [filled(q), filled(k).swapaxes(1, 2), filled(v, wide)]
+    of_row = chunk * ((len(readers) + 1) * H + 2 * (M + wide)) * dtype.itemsize + 4 * H * (M + wide)
+    together = rows_together(rows, of_row, most)
+    streams = [*map(filled, readers), filled(k).swapaxes(1, 2), filled(v, wide)]
     time, state = lambda r, c: (r, c, 0), lambda r, c: (r, 0, 0)
     of_values = pl.BlockSpec((together, chunk, M + wide), time)
     of_state = pl.BlockSpec((together, H, M + wide), state)
     specs = [
-        pl.BlockSpec((together, chunk, H), time),
+        *(pl.BlockSpec((together, chunk, H), time) for _ in readers),
         pl.BlockSpec((together, H, chunk), lambda r, c: (r, 0, c)),
         of_values,
     ]
     if g is not None:
-        down, along = decays(filled(g).reshape(rows, chunks, -1, BLOCK))
+        down, along = decays(filled(g).reshape(rows, chunks, -1, BLOCK), **decayed)
         streams += [down, along]
         place = lambda r, c: (r, c, 0, 0)
         specs += [pl.BlockSpec((together, None, *x.shape[2:]), place) for x in (down, along)]
+    bytes_of_token = ((len(readers) + 1) * H + 2 * (M + wide)) * dtype.itemsize
     o, last = pl.pallas_call(
-        partial(kernel, decayed=g is not None),
+        partial(kernel, one_row=one_row, readers=len(readers), decayed=g is not None),
         grid=(rows // together, chunks),
         in_specs=[*specs, pl.BlockSpec(memory_space=pl.ANY)],
         out_specs=[of_values, of_state],
         out_shape=[
-            jax.ShapeDtypeStruct((rows, chunks * chunk, M + wide), q.dtype),
+            jax.ShapeDtypeStruct((rows, chunks * chunk, M + wide), dtype),
             jax.ShapeDtypeStruct((rows, H, M + wide), jnp.float32),
         ],
         scratch_shapes=[pltpu.SemaphoreType.DMA],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
-        cost_estimate=cost(rows * chunks * chunk, H, M + wide, q.dtype.itemsize),
+        cost_estimate=pl.CostEstimate(  # for the compiler's schedule, and the planner
+            flops=2 * rows * chunks * products(H, M + wide, chunk // BLOCK),
+            transcendentals=rows * chunks * chunk * (BLOCK + 1),
+            bytes_accessed=rows * chunks * chunk * bytes_of_token,
+        ),
         interpret=interpret,
-        name=NAME,
+        name=name,
     )(*streams, jnp.pad(S, ((0, 0), (0, 0), (0, wide))))
     return o[:, :length, :M], last[..., :M]
 
 
-def rows_together(rows: int, row: int) -> int:
-    """How many of `rows` a step of the grid takes, where one has so many bytes in streams and state, all of
-    them twice: while one step computes, the next one's arrive."""
-    most = min(ROWS, max(1, FAST_MEMORY // (2 * row)))
+def rows_together(rows: int, row: int, most: int = ROWS) -> int:
+    """How many of `rows` a step of the grid takes, `most` at most, where one has so many bytes in streams and
+    state, all of them twice: while one step computes, the next one's arrive."""
+    most = min(most, max(1, FAST_MEMORY // (2 * row)))
     return max(n for n in range(1, most + 1) if rows % n == 0)
 
 
-def decays(g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decays(g: jax.Array, *, before: bool = False) -> tuple[jax.Array, jax.Array]:
     """What blocks need of g (L, chunks, blocks, 128), in the layouts in which they need it.
 
     Here log L_ts = G_t − G_s is in powers of two, and every border lowers G by `FAR`, so that 2^(G_t − G_s)
@@ -186,7 +223,7 @@ def decays(g: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Returns:
       down (L, chunks, 8, 128): G; token 8 i + j of the chunk at [j, i], from where a column spreads over the
-        lanes.
+        lanes. With `before` of as many more tokens G of the one before, 0 at the start of a block.
       along (L, chunks, 3 · blocks, 128): of each block G; then of each what is left of its keys behind it;
         then of each what it leaves of the state, in every lane.
     """
@@ -196,16 +233,18 @@ def decays(g: jax.Array) -> tuple[jax.Array, jax.Array]:
     left = jnp.where(borders == borders[..., -1:], jnp.exp(G[..., -1:] - G), 0)
     whole = jnp.where(borders[..., -1:] == 0, jnp.exp(G[..., -1:]), 0)
     G = G * math.log2(math.e) - FAR * borders
-    down = G.reshape(*G.shape[:2], -1, SUBLANES).swapaxes(2, 3)
+    down = jnp.concatenate([G, jnp.pad(G, ((0, 0),) * 3 + ((1, 0),))[..., :-1]], axis=2) if before else G
+    down = down.reshape(*G.shape[:2], -1, SUBLANES).swapaxes(2, 3)
     down = jnp.pad(down, ((0, 0), (0, 0), (0, 0), (0, LANES - down.shape[-1])))
     return down, jnp.concatenate([G, left, jnp.broadcast_to(whole, G.shape)], axis=2)
 
 
-def kernel(q, kT, v, *refs, decayed: bool):
+def kernel(*refs, one_row: Callable, readers: int, decayed: bool):
     """One step of the grid: several rows, a chunk of each."""
-    down, along = refs[:2] if decayed else (None, None)
+    kT, v = refs[readers : readers + 2]
+    down, along = refs[readers + 2 : readers + 4] if decayed else (None, None)
     first, o, S, arrived = refs[-4:]
-    together = q.shape[0]
+    together = v.shape[0]
     mine = pl.ds(pl.program_id(0) * together, together)
 
     @pl.when(pl.program_id(1) == 0)  # the block of the last state stays, for all chunks of its rows
@@ -214,7 +253,7 @@ def kernel(q, kT, v, *refs, decayed: bool):
         copy.start()
         copy.wait()
 
-    rows = [one_row(row, q, kT, v, down, along, o, S) for row in range(together)]
+    rows = [one_row(row, refs[:readers], kT, v, down, along, o, S) for row in range(together)]
     # The compiler keeps to the order of the program: each row is a phase behind the next, so that whatever
     # unit one of them needs, others need another.
     begun = 0
@@ -223,39 +262,49 @@ def kernel(q, kT, v, *refs, decayed: bool):
         rows[:begun] = [row for row in rows[:begun] if next(row, "done") != "done"]
 
 
-def one_row(row: int, q, kT, v, down, along, o, S) -> Iterator[None]:
-    """The chunk of one row, in phases."""
-    dtype, blocks = q.dtype, q.shape[1] // BLOCK
+def product_of(dtype) -> Callable:
+    """x y of matrices of that dtype, to the precision of float32 where it is that."""
     precision = lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
-    dot = partial(jnp.dot, preferred_element_type=jnp.float32, precision=precision)
-    tokens = [slice(i * BLOCK, (i + 1) * BLOCK) for i in range(blocks)]
+    return partial(jnp.dot, preferred_element_type=jnp.float32, precision=precision)
+
+
+def tokens_of(blocks: int) -> list[slice]:
+    return [slice(i * BLOCK, (i + 1) * BLOCK) for i in range(blocks)]
+
+
+def spread(down, row: int, block: int) -> jax.Array:
+    """(128, 128): what `down` has of that block's tokens, the same in every lane."""
+    tiles = BLOCK // SUBLANES
+    lane = lambda i: down[row, :, block * tiles + i : block * tiles + i + 1]
+    return jnp.concatenate([jnp.broadcast_to(lane(i), (SUBLANES, LANES)) for i in range(tiles)], axis=0)
+
+
+def over_values(x: jax.Array, M: int) -> jax.Array:
+    """(…, M) of (…, 128) that is the same in every lane."""
+    return x[:, :M] if M <= LANES else jnp.concatenate([x] * (M // LANES), axis=1)
+
+
+def one_row(row: int, readers, kT, v, down, along, o, S) -> Iterator[None]:
+    """The chunk of one row, in phases."""
+    [q] = readers
+    dtype, blocks, M = q.dtype, q.shape[1] // BLOCK, v.shape[-1]
+    dot, tokens = product_of(dtype), tokens_of(blocks)
     t, s = (lax.broadcasted_iota(jnp.int32, (BLOCK, BLOCK), axis) for axis in (0, 1))
     seen = s <= t
-
-    def spread(block: int):
-        """(128, 128): G of its tokens, the same in every lane."""
-        tiles = BLOCK // SUBLANES
-        lane = lambda i: down[row, :, block * tiles + i : block * tiles + i + 1]
-        return jnp.concatenate([jnp.broadcast_to(lane(i), (SUBLANES, LANES)) for i in range(tiles)], axis=0)
 
     def along_lanes(kind: int, i: int):
         return along[row, kind * blocks + i : kind * blocks + i + 1, :]
 
-    def over_values(x):
-        """(…, M) of (…, 128) that is the same in every lane."""
-        M = v.shape[-1]
-        return x[:, :M] if M <= LANES else jnp.concatenate([x] * (M // LANES), axis=1)
-
     A = [dot(q[row, at], kT[row, :, at]) for at in tokens]
     if down is not None:
-        G = [spread(i) for i in range(blocks)]
+        G = [spread(down, row, i) for i in range(blocks)]
     yield
     states = [S[row]]
     for i, at in enumerate(tokens):
         before, keys = states[-1], kT[row, :, at]
         if along is not None:
             keys = (keys.astype(jnp.float32) * along_lanes(1, i)).astype(dtype)
-            before = before * over_values(along_lanes(2, i))
+            before = before * over_values(along_lanes(2, i), M)
         states.append(before + dot(keys, v[row, at]))
     for i in range(blocks):
         if down is None:
@@ -267,7 +316,7 @@ def one_row(row: int, q, kT, v, down, along, o, S) -> Iterator[None]:
     for i, at in enumerate(tokens):
         carried = dot(q[row, at], states[i].astype(dtype))
         if down is not None:
-            carried = carried * over_values(jnp.exp2(G[i]))
+            carried = carried * over_values(jnp.exp2(G[i]), M)
         o[row, at] = (dot(A[i], v[row, at]) + carried).astype(o.dtype)
         yield
     S[row] = states[-1]
@@ -276,12 +325,3 @@ def one_row(row: int, q, kT, v, down, along, o, S) -> Iterator[None]:
 def products(H: int, M: int, blocks: int) -> int:
     """Multiply-adds of a chunk of so many blocks of one row."""
     return blocks * (BLOCK * BLOCK * (H + M) + 2 * BLOCK * H * M)
-
-
-def cost(tokens: int, H: int, M: int, itemsize: int) -> pl.CostEstimate:
-    """Of tokens over all rows, for the compiler's schedule."""
-    return pl.CostEstimate(
-        flops=2 * products(H, M, 1) * tokens // BLOCK,
-        transcendentals=tokens * (BLOCK + 1),
-        bytes_accessed=tokens * (2 * H + 2 * M) * itemsize,
-    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 from jax.sharding import PartitionSpec
 
-from transformer_jax.kernels import recurrence as kernel
+from transformer_jax.kernels import delta
+from transformer_jax.kernels import recurrence as plain
 from transformer_jax.kernels.choice import Kernel, choose
 from transformer_jax.parallel.mesh import current
 from transformer_jax.parallel.sequence import Shards
@@ -18,15 +20,13 @@ if TYPE_CHECKING:
 
 def run(steps: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array] | None:
     """What `recurrence.run` gives, or None where the engine's own execution is to run."""
+    kernel = plain if steps.b is None else delta
     chosen = choose((Kernel(kernel.NAME, "tpu", refusal(steps)),))
     if chosen is None:
         return None
-    interpret = chosen[1]
-
-    def own(q, k, v, log_decay, S):
-        return kernel.run(q, k, v, log_decay, S, interpret=interpret)
-
-    streams, mesh = (steps.q, steps.k, steps.v, steps.log_decay), current()
+    corrected = () if steps.b is None else (steps.a, steps.b)
+    streams, mesh = (steps.q, steps.k, steps.v, steps.log_decay, *corrected), current()
+    own = partial(kernel.run, interpret=chosen[1])
     if mesh is None or mesh.size == 1:
         o, S = own(*streams, S)
     else:  # the compiler cannot cut a kernel by itself
@@ -39,8 +39,8 @@ def run(steps: Steps, S: jax.Array) -> tuple[jax.Array, jax.Array] | None:
 
 def refusal(steps: Steps) -> str:
     """Why the kernel cannot; empty where it can."""
-    if steps.b is not None:
-        return "the kernel does not correct the state"
     if steps.reads != "after":
         return "the kernel reads a state after the token's own write"
-    return kernel.refusal(steps.q, steps.k, steps.v, steps.log_decay)
+    if steps.b is None:
+        return plain.refusal(steps.q, steps.k, steps.v, steps.log_decay)
+    return delta.refusal(steps.q, steps.k, steps.v, steps.log_decay, steps.a)
