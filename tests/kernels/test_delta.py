@@ -70,7 +70,9 @@ def test_the_kernel_is_the_delta_rule(kind, dtype, length):
     found, gradient = jit(partial(differentiated, interpreted))(steps, S)
     with jax.enable_x64(True):
         wanted, gradient_wanted = jit(partial(differentiated, engine.dense))(exact(steps), exact(S))
-    budget = BUDGET[dtype] * (10 if kind == "strong" and dtype == "float32" else 1)
+    # Keys that flip are ill-conditioned: XLA's execution, too, is 3e-5 off there, the kernel 1e-4.
+    more = {"strong": 10, "flips": 20}.get(kind, 1) if dtype == "float32" else 1
+    budget = BUDGET[dtype] * more
     agree(found, wanted, within=budget, what=f"values in {dtype}")
     keep = lambda tree: (replace(tree[0], log_decay=None), tree[1])
     agree(keep(gradient), keep(gradient_wanted), within=3 * budget, what="gradient of ")
