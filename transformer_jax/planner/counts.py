@@ -152,7 +152,7 @@ class _Count:
             self.add_fused(found, self.module.computations[one.called["calls"]], seen)
         elif one.opcode == "conditional":
             branches = [self.of(name) for role, name in one.called.items() if role != "to_apply"]
-            found.add(max(branches, key=lambda branch: (branch.cycles, branch.flops)))
+            found.add(max(branches, key=lambda branch: (branch.cycles, branch.flops, branch.bytes)))
         elif one.opcode in ("call", "async-start"):
             for name in one.called.values():
                 found.add(self.of(name))
@@ -161,6 +161,8 @@ class _Count:
         """Of an instruction that moves so many bytes of HBM."""
         if one.opcode in FREE or one.opcode.endswith("-start"):
             return Work()  # the copy runs beside what follows
+        if one.opcode.removesuffix("-done") in KINDS:
+            return Work()  # `communicate` counts it
         cycles = CYCLES.search(one.attributes)
         if cycles and int(cycles[1]) < NEVER and UNFOUNDED not in one.attributes:
             return Work(cycles=int(cycles[1]), bytes=bytes)
