@@ -37,7 +37,7 @@ from transformer_jax.kernels.recurrence import BLOCK, BORDER, SUBLANES, over_val
 
 NAME = "delta"
 ROWS = 2
-"""Rows of a step of the grid, at most. The compiler takes a time that grows with them."""
+"""Rows of a step of the grid, at most. Compilation takes longer with more."""
 
 
 def refusal(q, k, v, log_decay, a) -> str:
@@ -105,7 +105,8 @@ def _backward(interpret, saved, cotangents):
     dq, _ = recur(do, w, k, g, S.swapaxes(1, 2))
     # A recurrence reads after its own token: what is read before it, the neighbour reads.
     read, _ = recur(jnp.pad(dw[:, 1:], ((0, 0), (0, 1), (0, 0))), w, k, g, S.swapaxes(1, 2))
-    db = _moved_on(read, jnp.einsum("lhm,lm->lh", S, dw[:, 0].astype(S.dtype)))
+    db_0 = jnp.einsum("lhm,lm->lh", S, dw[:, 0].astype(S.dtype), precision=lax.Precision.HIGHEST)
+    db = _moved_on(read, db_0)
     later, _ = recur(flip(w), flip(do), flip(q), next_, dlast.swapaxes(1, 2))
     read, _ = recur(_moved_back(flip(w)), dw_, flip(b), own, jnp.zeros_like(S).swapaxes(1, 2))
     dk = flip(later + _moved_on(read, jnp.zeros_like(read[:, 0])))

@@ -223,7 +223,7 @@ def decays(g: jax.Array, *, before: bool = False) -> tuple[jax.Array, jax.Array]
 
     Returns:
       down (L, chunks, 8, 128): G; token 8 i + j of the chunk at [j, i], from where a column spreads over the
-        lanes. With `before` of as many more tokens G of the one before, 0 at the start of a block.
+        lanes. With `before` as many columns more follow: G of the token before, 0 at the start of a block.
       along (L, chunks, 3 · blocks, 128): of each block G; then of each what is left of its keys behind it;
         then of each what it leaves of the state, in every lane.
     """
