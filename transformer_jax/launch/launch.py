@@ -33,7 +33,8 @@ class Launch:
       run: the words of the command line behind `python -m transformer_jax`. out: its directory of results.
       name: of the job. image: of the container (gke, kubeflow). zone: of Google Cloud (tpu-vm).
       spot: whether the machines may be preempted. time: limit of a job (slurm), [DAYS-]HH:MM:SS.
-      grace: seconds from SIGTERM to the end; a run says when its saves take longer.
+      grace: seconds from SIGTERM to the end; a run is told, and says so where it would not hold two saves
+        (tpu-vm sets none).
     """
 
     on: str

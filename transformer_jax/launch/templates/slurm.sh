@@ -11,7 +11,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={{name}}-%j.log
-# SIGTERM to every process this long before the time is over: longer than a save.
+# SIGTERM to every process this long before the time is over: longer than two saves.
 #SBATCH --signal=TERM@{{grace}}
 
 export {{grace_variable}}={{given}}
