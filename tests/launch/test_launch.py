@@ -118,9 +118,9 @@ def test_failures_end_a_job_and_preemptions_do_not(capsys):
 
 
 @pytest.mark.parametrize("spot", [True, False])
-@pytest.mark.parametrize("place", ["gke", "kubeflow", "slurm"])
+@pytest.mark.parametrize("place", ["gke", "kubeflow", "slurm", "tpu-vm"])
 def test_a_run_is_told_the_grace_that_its_cluster_gives(place, spot, capsys):
-    """A spot node gives 30 seconds, whatever is asked."""
+    """A spot machine of Google Cloud gives 30 seconds, whatever is asked."""
     where = [word for word in WHERE[place] if word != "--spot"] + ["--spot"] * spot
     out = "/shared/out" if place == "slurm" else "gs://bucket/out"
     assert cli.main(["launch", "quickstart", "--on", place, "--out", out, *where, "--grace", "600"]) == 0
@@ -128,6 +128,8 @@ def test_a_run_is_told_the_grace_that_its_cluster_gives(place, spot, capsys):
     if place == "slurm":
         told = re.search(rf"^export {GRACE}=(\d+)$", text, re.MULTILINE)[1]
         assert "--signal=TERM@600" in text
+    elif place == "tpu-vm":
+        told = re.search(rf"{GRACE}=(\d+) ", text)[1]
     else:
         documents = list(yaml.safe_load_all(text))
         env = (
@@ -135,7 +137,13 @@ def test_a_run_is_told_the_grace_that_its_cluster_gives(place, spot, capsys):
         )
         told = {entry["name"]: entry["value"] for entry in env}[GRACE]
         assert "terminationGracePeriodSeconds: 600" in text
-    assert told == ("30" if spot else "600")
+    assert told == ("30" if spot and place != "slurm" else "600")
+
+
+def test_no_time_to_save_is_refused(capsys):
+    words = ["--on", "slurm", "--topology", "4x8", "--out", "/shared/out", "--grace", "0"]
+    assert cli.main(["launch", "quickstart", *words]) == 2
+    assert capsys.readouterr().err.count("--grace 0") == 1
 
 
 @pytest.mark.parametrize("place", ["slurm", "tpu-vm"])

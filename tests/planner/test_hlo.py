@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer_jax.launch.topology import GENERATIONS
 from transformer_jax.measure.flops import count_flops
 from transformer_jax.planner.convolution import product_flops
-from transformer_jax.planner.counts import Work, counted
+from transformer_jax.planner.counts import Totals, Work, counted
 from transformer_jax.planner.hlo import Array, arrays, parse, trips
 from transformer_jax.planner.network import collective
+from transformer_jax.planner.predict import predict
 
 pytestmark = pytest.mark.quick
 
@@ -240,6 +242,13 @@ def test_kernels_count_what_their_authors_declare_and_the_bytes_that_they_touch(
     assert (found.kernels, found.kernel_flops, found.kernel_bytes, found.bytes) == (1, 70, 64, 0)
     other = counted(parse(text.replace("TARGET", "AllocateBuffer")), MESH)
     assert (other.kernels, other.kernel_flops, other.kernel_bytes, other.bytes) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("chip", GENERATIONS)
+def test_no_step_is_shorter_than_its_products_at_the_peak(chip):
+    """Also where the compiler estimates none of them."""
+    seconds, _, bounds = predict(Totals(flops=1e15), GENERATIONS[chip])
+    assert seconds == bounds["compute"] == 1e15 / GENERATIONS[chip].flops
 
 
 def test_what_is_no_program_is_refused():

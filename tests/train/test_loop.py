@@ -144,6 +144,13 @@ def test_a_run_says_at_once_when_its_grace_is_shorter_than_its_saves(
     assert len(said) == warned and all(f"{float(given):g} s from SIGTERM" in line for line in said)
 
 
+def test_a_grace_that_is_no_number_is_refused_before_anything_is_written(tmp_path, data, monkeypatch):
+    monkeypatch.setenv(GRACE, "five minutes")
+    with pytest.raises(BadInput, match="five minutes"):
+        go(toy_run(), tmp_path / "run", data)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_signal_while_the_result_is_written_ends_the_process_and_not_the_run(tmp_path, data, monkeypatch):
     """What would follow the run (the next one of a sweep) must not begin; the run itself is finished."""
     write = loop.write_json

@@ -33,8 +33,7 @@ class Launch:
       run: the words of the command line behind `python -m transformer_jax`. out: its directory of results.
       name: of the job. image: of the container (gke, kubeflow). zone: of Google Cloud (tpu-vm).
       spot: whether the machines may be preempted. time: limit of a job (slurm), [DAYS-]HH:MM:SS.
-      grace: seconds from SIGTERM to the end; a run is told, and says so where it would not hold two saves
-        (tpu-vm sets none).
+      grace: seconds from SIGTERM to the end; a run is told, and says so where it would not hold two saves.
     """
 
     on: str
@@ -68,7 +67,7 @@ def written(launch: Launch) -> str:
         "time": launch.time,
         "grace": launch.grace,
         "grace_variable": GRACE,
-        "given": min(launch.grace, SPOT_SECONDS) if launch.spot else launch.grace,
+        "given": min(launch.grace, SPOT_SECONDS) if launch.spot and launch.on != "slurm" else launch.grace,
         "restarts": RESTARTS,
         "preempted": PREEMPTED,
         "lost": LOST,

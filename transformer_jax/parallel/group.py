@@ -51,6 +51,17 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def grace() -> float:
+    """Seconds from SIGTERM to the end, as the job was told at its launch; infinite where it was told none."""
+    told = os.environ.get(GRACE, "inf")
+    try:
+        return float(told)
+    except ValueError:
+        raise BadInput(
+            f"{GRACE}={told} in the environment is no number of seconds: unset it, or set one."
+        ) from None
+
+
 def agreed(function: Callable[[], Any]) -> Any:
     """What `function` returns, or the BadInput that it raises, in process 0: the same in every process.
 

@@ -40,7 +40,8 @@ def predict(totals: Totals, chip: Generation) -> tuple[float, dict[str, float], 
     memory = (totals.bytes + totals.kernel_bytes) / chip.bandwidth
     core = {one: cycles(one, chip) / chip.clock for one in totals.work}
     waited = (times * max(core[one], one.bytes / chip.bandwidth) for one, times in totals.work.items())
-    compute = max(sum(waited), totals.bytes / chip.bandwidth)
+    # No product is faster than the units, whether or not the compiler estimates it.
+    compute = max(sum(waited), totals.bytes / chip.bandwidth, totals.flops / chip.flops)
     parts = {
         "compute": compute,
         "kernels": kernels,

@@ -91,7 +91,8 @@ def sweep(
         took = time.monotonic() - began
         if result["status"] != "failed":
             steps, speed = result.get("step", 0), result.get("steps_per_s", 0.0)
-            seconds = result.get("seconds", 0.0) if kept else took
+            # Of a cell that went on from a checkpoint `took` is the end alone.
+            seconds = max(result.get("seconds", 0.0), 0.0 if kept else took)
             ended[cell] = Ended(seconds, steps, min(steps / speed, seconds) if speed else seconds)
         left = remaining([cell for cell in cells[number:] if not cell.finished(out)], ended)
         say(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from collections import deque
@@ -21,7 +20,7 @@ from transformer_jax.checkpoint import Checkpoints
 from transformer_jax.data import pipeline
 from transformer_jax.data.task import Split, Task
 from transformer_jax.overrides import differences
-from transformer_jax.parallel.group import GRACE, agreed, first
+from transformer_jax.parallel.group import agreed, first, grace
 from transformer_jax.parallel.rows import rows_here
 from transformer_jax.store import place
 from transformer_jax.train import evaluation
@@ -69,7 +68,7 @@ def train(
         run does not divide over its mesh.
     """
     out, data = place(out), place(data)
-    mesh_of(run)
+    mesh_of(run), grace()
     record = agreed(lambda: claim(run, out, label=label, command=command))
     if (found := agreed(lambda: finished(out))) is not None:
         return found
@@ -299,11 +298,12 @@ class Training:
 
     def compare_grace(self, seconds: float) -> None:
         """Says so where a job would be killed before it has saved: what is under way, and where it stands."""
-        if first() and 2 * seconds > (given := float(os.environ.get(GRACE, "inf"))):
+        if first() and 2 * seconds > (given := grace()):
             self.watch.say(
                 f"A save took {seconds:.1f} s, and a stop may wait for two; this job has {given:g} s from "
-                f"SIGTERM to its end: give it --grace {math.ceil(4 * seconds)} at its launch, or let it save "
-                "more often (train.save_every), for what follows the last save may be lost."
+                "SIGTERM to its end. Where the cluster gives more, launch it with "
+                f"--grace {math.ceil(4 * seconds)}; elsewhere a stop loses what follows the last finished "
+                "save, and a smaller train.save_every loses less."
             )
 
     def resume(self) -> None:

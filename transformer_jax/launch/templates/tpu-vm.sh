@@ -42,7 +42,7 @@ for attempt in $(seq {{restarts}}); do
   tpu ssh --command="mkdir -p $name && tar -xzf $name.tar.gz -C $name && python3 -m venv venv && \
     venv/bin/pip install --quiet './$name[tpu,gcs]'" || continue
   # One process per host; its exit code is left beside it, for ssh to many hosts does not hand it on.
-  tpu ssh --command="cd $name && PATH=\$HOME/venv/bin:\$PATH "{{quoted}}"; echo \$? > \$HOME/$name.code"
+  tpu ssh --command="cd $name && PATH=\$HOME/venv/bin:\$PATH {{grace_variable}}={{given}} "{{quoted}}"; echo \$? > \$HOME/$name.code"
   code=$(gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=0 --command="cat $name.code" 2>/dev/null)
   # {{preempted}}: preempted, saved. {{lost}}: another process was lost. Empty: the slice is gone. Again from the last checkpoint.
   case "$code" in
