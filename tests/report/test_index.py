@@ -18,7 +18,7 @@ from transformer_jax.report.write import lines, report
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "experiments" / "results"
-BYTES = 200_000
+BYTES = 250_000
 
 
 @pytest.fixture

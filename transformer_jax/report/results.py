@@ -205,7 +205,7 @@ def _cell(root: Path, entry: dict[str, Any], kept: Mapping[str, dict[str, Any]] 
 
 def device_in_words(device: dict[str, Any]) -> str:
     if device["platform"] == "cpu":
-        return f"{device['cores']} CPU cores"
+        return f"{device['cores']} CPU core{'s' if device['cores'] != 1 else ''}"
     return f"{device['count']} × {device['kind']}"
 
 
