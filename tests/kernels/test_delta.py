@@ -122,7 +122,7 @@ def test_what_is_forgotten_leaves_no_trace():
 @pytest.mark.parametrize(
     "name, length, causal, state, options",
     [
-        ("gated_delta_net", 100, True, True, {}),
+        slow("gated_delta_net", 100, True, True, {}),
         slow("gated_delta_net", 150, True, False, {}),
         slow("delta_net", 150, True, True, {"beta_max": 2.0}),
         slow("delta_net", 150, False, False, {}),
