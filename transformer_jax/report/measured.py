@@ -139,7 +139,7 @@ def overview(measured: Measured) -> tuple[str, str, str]:
 def setting(measured: Measured) -> str:
     """Scale, device and day; of plans the slice that was planned for, which is not here."""
     experiment = measured.experiment
-    planned = sorted({row["device"] for row in measured.of("measurement") if row["what"] == "plan"})
+    planned = sorted({row["device"] for row in measured.of("measurement") if row.get("what") == "plan"})
     device = ", ".join(planned) or device_in_words(experiment["device"])
     return ", ".join(filter(None, [experiment.get("scale"), device, experiment.get("date")]))
 
