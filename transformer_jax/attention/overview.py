@@ -115,7 +115,8 @@ def _table(families: dict[str, list[type[Mixer]]]) -> str:
 def _section(mixer: type[Mixer]) -> str:
     said = entry(mixer)
     lines = [f"### {mixer.name}", "", inspect.cleandoc(mixer.__doc__ or ""), ""]
-    if computed := inspect.getdoc(getattr(mixer, "definition", None)):
+    definition = getattr(mixer, "definition", None)
+    if computed := definition and inspect.getdoc(definition):
         lines += [f"> {line}".rstrip() for line in computed.splitlines()] + [""]
     lines.append(f"- defined for: {', '.join(said['defined for'])}")
     lines += [f"- refused, {mode}: {why}" for mode, why in said["refused"].items()]
