@@ -169,7 +169,8 @@ def over_chunks(
         more = ((0, 0), (0, missing), (0, channels))[: x.ndim]
         return jnp.pad(x, more) if missing or channels else x
 
-    of_row = chunk * ((len(readers) + 1) * H + 2 * (M + wide)) * dtype.itemsize + 4 * H * (M + wide)
+    bytes_of_token = ((len(readers) + 1) * H + 2 * (M + wide)) * dtype.itemsize
+    of_row = chunk * bytes_of_token + 4 * H * (M + wide)
     together = rows_together(rows, of_row, most)
     streams = [*map(filled, readers), filled(k).swapaxes(1, 2), filled(v, wide)]
     time, state = lambda r, c: (r, c, 0), lambda r, c: (r, 0, 0)
@@ -185,7 +186,6 @@ def over_chunks(
         streams += [down, along]
         place = lambda r, c: (r, c, 0, 0)
         specs += [pl.BlockSpec((together, None, *x.shape[2:]), place) for x in (down, along)]
-    bytes_of_token = ((len(readers) + 1) * H + 2 * (M + wide)) * dtype.itemsize
     o, last = pl.pallas_call(
         partial(kernel, one_row=one_row, readers=len(readers), decayed=g is not None),
         grid=(rows // together, chunks),

@@ -8,7 +8,7 @@ compute: instructions but collectives and kernels one after another, loops with 
   - of a product: the compiler's estimated cycles at the chip's clock,
   - of anything else: the registers that the vector unit stores, or its element-wise operations.
   Copies that run beside (copy-start, slice-start) are not waited for, but no step is shorter than all of its
-  bytes of HBM take.
+  bytes of HBM take, or its products at the peak.
 kernels: of those written by hand the longer of their FLOPs at the chip's peak and their bytes at the
   bandwidth of the HBM; their FLOPs as their authors declare them, or those of the engine's own execution.
 hidden, exposed: collectives that run while the program computes, and those that it waits for. Each sends

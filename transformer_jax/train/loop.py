@@ -65,10 +65,11 @@ def train(
 
     Raises:
       BadInput: `out` cannot be written, belongs to another run or is being written by another process; the
-        run does not divide over its mesh.
+        run does not divide over its mesh; the grace that the job was told is no number.
     """
     out, data = place(out), place(data)
-    mesh_of(run), grace()
+    mesh_of(run)
+    grace()  # what is malformed is refused now, not at the first save
     record = agreed(lambda: claim(run, out, label=label, command=command))
     if (found := agreed(lambda: finished(out))) is not None:
         return found
