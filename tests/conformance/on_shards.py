@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from transformer_jax.attention.catalogue import find
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.engines.forms import Recurrence, recur
+from transformer_jax.conformance import sharding
 from transformer_jax.conformance.sharding import sequence_changes_nothing
-from transformer_jax.conformance.subject import Subject, inputs, jit, optimized
+from transformer_jax.conformance.subject import Subject, agree, inputs, jit, optimized
 from transformer_jax.errors import BadInput
+from transformer_jax.kernels.choice import recording
 from transformer_jax.parallel.mesh import Axes, make_mesh, on
 
 PER_DEVICE = 256
@@ -123,4 +126,24 @@ def refusal(name: str, length: int) -> str:
             mixer(jnp.zeros((1, length, 16)), Layout.plain(1, length))
     except BadInput as sentence:
         return str(sentence)
+    return ""
+
+
+def kernel_failure(name: str, direction: str, axes: Axes, **options) -> str:
+    """How the kernel, interpreted, on shards of a sequence differs from the engine on one device, in values
+    or gradients, plain and packed; nothing where it does not. A refusal is its sentence."""
+    mixer = find(name)
+    subject = Subject(mixer, direction == "causal", dict(mixer.small) | options)
+    build = partial(subject.build, dtype="float32", length=sharding.LENGTH, kv_heads=2)
+    mesh = make_mesh(axes)
+    try:
+        for kind, layout in sharding.layouts(mixer).items():
+            wanted = sharding.differentiated(build(execution="xla"), layout, None)
+            with recording() as heard:
+                found = sharding.differentiated(build(execution="interpret"), layout, mesh)
+            assert heard == {name: {"splash (interpreted)"}}, heard
+            agree(found[0], wanted[0], within=1e-5, what=f"{kind}: values")
+            agree(found[1], wanted[1], within=1e-4, least=1e-3, what=f"{kind}: gradient of ")
+    except (AssertionError, BadInput) as failure:
+        return str(failure)
     return ""

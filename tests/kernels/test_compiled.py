@@ -20,6 +20,7 @@ from transformer_jax.parallel.mesh import BATCH, Axes, make_mesh, on
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("optimized"),
     pytest.mark.skipif(find_spec("libtpu") is None, reason='no libtpu: install ".[tpu]" to compile for TPUs'),
 ]
 
@@ -99,6 +100,21 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads():
     calls = [line for line in program.as_text().splitlines() if "tpu_custom_call" in line]
     assert len(calls) == 3 and all("bf16[2,2048,128]" in line for line in calls), "of 4 heads each has 2"
     assert "all-gather" not in program.as_text(), "nothing is brought to a device that it does not need"
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name, options", [("full", {}), ("sliding_window", {"window": 1024})])
+def test_on_a_cut_sequence_splash_meets_one_shard_of_keys_at_a_time(chip, name, options):
+    """A ring, and a halo: of longer sequences on as many more devices each holds no more."""
+    needed = {}
+    for parts in (2, 4):
+        length = 4096 * parts
+        program, said = compiled(chip, name, length, Axes(data=1, sequence=parts), parts, **options)
+        assert said == "splash" and "tpu_custom_call" in program.as_text()
+        assert "all-gather" not in program.as_text() and "collective-permute" in program.as_text()
+        needed[parts] = program.memory_analysis().temp_size_in_bytes
+    assert needed[4] < 1.1 * needed[2], needed
+    assert needed[2] < 2 * 4096 * 4096 * 2, "not the scores of a shard with another"
 
 
 @pytest.mark.parametrize("chip", CHIPS)

@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.conformance import on_shards
 from transformer_jax.attention.catalogue import build, catalogue
 from transformer_jax.attention.contract import Geometry, Layout
 from transformer_jax.attention.core import CoreMixer
 from transformer_jax.attention.definition import by_definition
+from transformer_jax.attention.engines.softmax import merge
 from transformer_jax.attention.engines.softmax_kernel import tiles_of
 from transformer_jax.attention.engines.softmax_mixer import SoftmaxMixer
 from transformer_jax.attention.engines.softmax_plan import band
 from transformer_jax.conformance.subject import agree, jit
 from transformer_jax.errors import BadInput
 from transformer_jax.kernels.choice import executing, recording
-from transformer_jax.kernels.splash import TileMask, by_distance
+from transformer_jax.kernels.splash import Splash, TileMask, by_distance
+from transformer_jax.parallel.mesh import Axes
 
 B, N, K, H = 2, 4, 2, 16
 BLOCKS = tuple(tuple(sorted({0, row // 2, row, min(row + 1, 9)})) for row in range(10))
@@ -154,3 +157,49 @@ def test_equal_masks_are_one_to_the_caches_of_the_kernel():
     other = by_distance(lambda i, j: j < i, 512, 512, 128)
     assert first == same and hash(first) == hash(same) and first != other
     assert len(first.parts) == 1, "tiles on one diagonal are equal"
+
+
+ALONE, WITH_ALL = Axes(data=1, sequence=8), Axes(data=1, fsdp=2, tensor=2, sequence=2)
+
+
+@pytest.mark.parametrize(
+    "name, direction, axes, options",
+    [
+        ("full", "causal", WITH_ALL, {}),  # a ring whose pieces are exchanged
+        ("full", "bidirectional", ALONE, {}),
+        ("sliding_window", "causal", WITH_ALL, {"window": 5}),  # a halo
+        ("sliding_window", "bidirectional", ALONE, {"window": 10}),  # of more than a shard
+        ("softcap", "causal", ALONE, {"cap": 0.5}),
+    ],
+)
+def test_on_shards_of_a_sequence_the_kernel_is_the_engine(on_eight_devices, name, direction, axes, options):
+    """Padding and packing as well: documents end within shards, and some see nothing of another."""
+    assert on_eight_devices(on_shards.kernel_failure, name, direction, axes, **options) == ""
+
+
+def test_what_a_ring_leaves_to_the_score_no_kernel_takes(on_eight_devices):
+    """A window that reaches further than halos may: keys go round, and most of them it must not see."""
+    said = on_eight_devices(on_shards.kernel_failure, "sliding_window", "causal", ALONE, window=47)
+    assert "the keys that come are not just those that a query sees" in said
+
+
+@pytest.mark.parametrize("soft_cap", [None, 0.5])
+def test_parts_of_the_keys_merge_into_all_of_them(soft_cap):
+    """Forward by the lse, backward from the results over all keys; each part by itself cannot know them."""
+    length, rng = 200, np.random.default_rng(0)
+    shapes = ((B, length, N, H), (B, length, K, H), (B, length, K, H), (B, length, N, H))
+    q, k, v, do = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+
+    def of(keys):
+        return Splash(
+            mask=by_distance(None, length, keys, 128), scale=H**-0.5, soft_cap=soft_cap, interpret=True
+        )
+
+    parts = slice(0, 70), slice(70, length)
+    o, lse = merge([of(at.stop - at.start).forward(q, k[:, at], v[:, at]) for at in parts])
+    wanted, pull = jax.vjp(of(length).attention, q, k, v)
+    agree(o, wanted, within=1e-6, what="o")
+    found = [of(at.stop - at.start).backward(q, k[:, at], v[:, at], o, lse, do) for at in parts]
+    dq = sum(part[0] for part in found)
+    dk, dv = (jnp.concatenate([part[n] for part in found], axis=1) for n in (1, 2))
+    agree((dq, dk, dv), pull(do), within=1e-6, what="gradient ")

@@ -1,18 +1,20 @@
 """Softmax attention over a static pattern on a TPU: JAX's splash attention, forward and backward.
 
-It must equal `transformer_jax.attention.engines.softmax.attend`, whose o it gives (not the lse). Tiles of
-the pattern that no query sees are never computed, and no array of T² entries exists.
+It must equal `transformer_jax.attention.engines.softmax.attend`. Tiles of the pattern that no query sees are
+never computed, and no array of T² entries exists.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 NAME = "splash"
 TILES = (512, 256, 128)
@@ -127,60 +129,113 @@ def refusal(q, k, v) -> str:
     return ""
 
 
-def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: TileMask,
-    *,
-    scale: float,
-    soft_cap: float | None = None,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
-    interpret: bool = False,
-) -> jax.Array:
+@dataclass(frozen=True, kw_only=True)
+class Splash:
     """softmax(soft_cap tanh(scale q kᵀ / soft_cap)) v over what the mask and the segments let a query see.
 
-    Args:
-      q: (B, T, N, H). k: (B, S, K, H), query head n reading key head n // (N / K). v: (B, S, K, M).
+    Of q (B, T, N, H), k (B, S, K, H), query head n reading key head n // (N / K), v (B, S, K, M), and
+    segments (B, T), (B, S) ≥ 0, −1 where padded, both or neither. What a query that sees nothing gets is
+    arbitrary, and finite.
+
+    Attributes:
       mask: covers T × S.
       soft_cap: None for none.
-      query_segments, key_segments: (B, T), (B, S) ≥ 0, −1 where padded; both or neither. What a padded query
-        gets is arbitrary, and finite.
       interpret: by JAX, on any device.
-
-    Returns:
-      (B, T, N, M) in the dtype of q.
     """
-    batch, length, keys = *q.shape[:2], k.shape[1]
-    rows, columns = (total - size for total, size in zip(mask.shape, (length, keys), strict=True))
-    q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-    if query_segments is None and columns:
-        query_segments = jnp.zeros((batch, length), jnp.int32)
-        key_segments = jnp.zeros((batch, keys), jnp.int32)
 
-    def filled(x, missing, value=0):
-        more = [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]
-        return jnp.pad(x, more, constant_values=value) if missing else x
+    mask: TileMask
+    scale: float
+    soft_cap: float | None = None
+    interpret: bool = False
 
-    q, k, v = filled(q, rows), filled(k, columns), filled(v, columns)
-    q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
-    segments = None
-    if query_segments is not None:
-        segments = splash.SegmentIds(
-            filled(query_segments, rows, -1).astype(jnp.int32),
-            filled(key_segments, columns, -1).astype(jnp.int32),
+    def attention(self, q, k, v, query_segments=None, key_segments=None) -> jax.Array:
+        """o (B, T, N, M) in the dtype of q, with its gradient."""
+        inputs, length = self._laid_out(q, k, v, query_segments, key_segments), q.shape[1]
+        return back(jax.vmap(self._kernel(q.shape[2]))(*inputs), length)
+
+    def forward(self, q, k, v, query_segments=None, key_segments=None) -> tuple[jax.Array, jax.Array]:
+        """o in the dtype of q and lse (B, T, N) in float32, without a gradient: of a part of the keys."""
+        inputs, length = self._laid_out(q, k, v, query_segments, key_segments), q.shape[1]
+        o, (lse,) = jax.vmap(self._kernel(q.shape[2], save_residuals=True))(*inputs)
+        return back(o, length), jnp.moveaxis(lse, 1, 2)[:, :length]
+
+    def backward(
+        self, q, k, v, o, lse, do, query_segments=None, key_segments=None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The gradients of q, k and v, in their dtypes, from that of o. That and lse may be of a softmax over
+        more keys than these."""
+        q_, k_, v_, segments = self._laid_out(q, k, v, query_segments, key_segments)
+        kernel = self._kernel(q.shape[2])
+        rows, _ = self._missing(q, k)
+        o_, do_, lse_ = (heads_first(x, rows) for x in (o, do.astype(q.dtype), lse))
+
+        def one(q, k, v, segments, o, lse, do):
+            # What JAX's own differentiation of the kernel calls; there is no public way to hand it the
+            # results of a softmax of which these keys are a part.
+            saved = q, k, v, segments, None, o, lse, kernel.dq_mask_info, kernel.dkv_mask_info
+            options = kernel.kwargs
+            found = splash_attention_kernel._splash_attention_bwd(
+                False,
+                options["mask_value"],
+                options["is_mqa"],
+                options["block_sizes"],
+                None,
+                options["mask_function"],
+                options["attn_logits_soft_cap"],
+                options["interpret"],
+                saved,
+                do,
+            )
+            return found[3:6]
+
+        dq, dk, dv = jax.vmap(one)(q_, k_, v_, segments, o_, lse_, do_)
+        dq = (dq.astype(jnp.float32) * self.scale).astype(dq.dtype)
+        return back(dq, q.shape[1]), back(dk, k.shape[1]), back(dv, k.shape[1])
+
+    def _missing(self, q, k) -> tuple[int, int]:
+        """Queries and keys that the last tiles lack."""
+        rows, columns = self.mask.shape
+        return rows - q.shape[1], columns - k.shape[1]
+
+    def _laid_out(self, q, k, v, query_segments, key_segments) -> tuple:
+        """q, scaled, k and v as whole tiles (B, heads, tokens, channels), and their segments."""
+        rows, columns = self._missing(q, k)
+        q = (q.astype(jnp.float32) * self.scale).astype(q.dtype)
+        if query_segments is None and columns:
+            query_segments, key_segments = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+        segments = None
+        if query_segments is not None:
+            segments = splash.SegmentIds(
+                filled(query_segments, rows, -1).astype(jnp.int32),
+                filled(key_segments, columns, -1).astype(jnp.int32),
+            )
+        return *(heads_first(x, missing) for x, missing in ((q, rows), (k, columns), (v, columns))), segments
+
+    def _kernel(self, heads: int, *, save_residuals: bool = False) -> splash.SplashAttentionKernel:
+        return splash.make_splash_mha(
+            splash.MultiHeadMask([self.mask] * heads),
+            block_sizes=tiles(self.mask.tile),
+            head_shards=1,
+            q_seq_shards=1,
+            attn_logits_soft_cap=self.soft_cap,
+            save_residuals=save_residuals,
+            interpret=self.interpret,
         )
-    kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([mask] * q.shape[1]),
-        block_sizes=tiles(mask.tile),
-        head_shards=1,
-        q_seq_shards=1,
-        attn_logits_soft_cap=soft_cap,
-        interpret=interpret,
-    )
-    o = jax.vmap(kernel)(q, k, v, segments)
-    return jnp.moveaxis(o, 1, 2)[:, :length]
+
+
+def filled(x: jax.Array, missing: int, value: float = 0) -> jax.Array:
+    """(B, T, …) with so many tokens more."""
+    more = [(0, 0), (0, missing), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, more, constant_values=value) if missing else x
+
+
+def heads_first(x: jax.Array, missing: int) -> jax.Array:
+    return jnp.moveaxis(filled(x, missing), 2, 1)
+
+
+def back(x: jax.Array, length: int) -> jax.Array:
+    """The inverse of `heads_first`."""
+    return jnp.moveaxis(x, 1, 2)[:, :length]
 
 
 def tiles(size: int) -> splash.BlockSizes:

@@ -13,7 +13,8 @@ from transformer_jax.attention.engines.softmax_rows import Inputs, Score
 from transformer_jax.attention.engines.softmax_tokens import padded
 
 Attend = Callable[[Inputs], tuple[jax.Array, jax.Array]]
-"""Inputs → o and lse. (None of its inputs belong to heads alone.)"""
+"""Inputs → o and lse. (None of its inputs belong to heads alone.) Keys whose stream `there`, where they have
+one, is 0 it hides."""
 
 
 def apart(x: jax.Array, step: int) -> jax.Array:
@@ -29,23 +30,23 @@ def together(x: jax.Array, step: int, length: int) -> jax.Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def interleaved(attend: Callable[[Score], Attend], score: Score, step: int) -> Attend:
-    """`attend` of a score, to each of the `step` sequences by itself. Queries and keys begin in the same."""
+def interleaved(attend: Attend, step: int) -> Attend:
+    """`attend`, to each of the `step` sequences by itself. Queries and keys begin in the same."""
     if step == 1:
-        return attend(score)
+        return attend
 
     def run(x):
         length, there = x.q.shape[1], {}
         if x.k.shape[1] % step:
             there = {"there": jnp.ones(x.k.shape[1], jnp.int32)}
         rows = jax.tree.map(lambda y: apart(each_row(y, len(x.q)), step), x._replace(key=there | x.key))
-        found = attend(of_those_there(score))(rows)
+        found = attend(rows)
         return jax.tree.map(lambda y: together(y, step, length), found)
 
     return run
 
 
-def aligned(attend: Callable[[Score], Attend], score: Score, step: int, start: jax.Array) -> Attend:
+def aligned(attend: Attend, step: int, start: jax.Array) -> Attend:
     """`interleaved` for the tokens from place `start` of a sequence on, with room in front so that each row
     has tokens of the same one on every device. Rows have an even length."""
 
@@ -61,7 +62,7 @@ def aligned(attend: Callable[[Score], Attend], score: Score, step: int, start: j
 
         there = {"there": jnp.ones(length, jnp.int32)}
         rows = jax.tree.map(moved, x._replace(key=x.key | there))
-        found = interleaved(attend, of_those_there(score), step)(rows)
+        found = interleaved(attend, step)(rows)
         return jax.tree.map(lambda y: lax.dynamic_slice_in_dim(y, first, length, axis=1), found)
 
     return run

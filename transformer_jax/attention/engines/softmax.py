@@ -20,8 +20,9 @@ the token, (B, T, N, …) to a head. Keys may have fewer heads K; query head n r
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def attend(
       o (B, T, N, H) and lse (B, T, N), in float32 or wider. A query that sees nothing has o = 0 and
       lse = −inf, and gives no gradient.
     """
-    return attend_in_parts(plan, score)(inputs_of(q, k, v, plan, query, key, shared))
+    return attending(InParts(score), plan)(inputs_of(q, k, v, plan, query, key, shared))
 
 
 def inputs_of(q, k, v, plan: Plan, query, key, shared) -> Inputs:
@@ -76,47 +77,62 @@ def inputs_of(q, k, v, plan: Plan, query, key, shared) -> Inputs:
     return Inputs(q, k, v, dict(query or {}), dict(key or {}), lists, dict(shared or {}))
 
 
-def attend_in_parts(plan: Plan, score: Score) -> Callable:
-    """x → (o, lse), and the gradients of them, for some sequences and heads after others."""
+class Execution(Protocol):
+    """How softmax over a plan is computed, and its gradient, where all of x is on one device."""
+
+    def forward(self, plan: Plan, x: Inputs) -> tuple[jax.Array, jax.Array]:
+        """o (B, T, N, H) and lse (B, T, N)."""
+        ...
+
+    def backward(self, plan: Plan, x: Inputs, o, lse, do, dlse) -> Inputs:
+        """The gradients of what is differentiable in x, in float32 or wider, from those of o and lse. These
+        may be of a softmax over more keys than those of x."""
+        ...
+
+
+def attending(execution: Execution, plan: Plan) -> Callable:
+    """x → (o, lse), with its gradient."""
 
     @jax.custom_vjp
-    def rows(x):
-        return forward_in_parts(plan, score, x)
+    def run(x):
+        return execution.forward(plan, x)
 
-    def rows_forward(x):
-        o, lse = rows(x)
+    def run_forward(x):
+        o, lse = run(x)
         return (o, lse), (x, o, lse)
 
-    def rows_backward(saved, cotangents):
-        return (as_cotangent(saved[0], backward_in_parts(plan, score, *saved, *cotangents)),)
+    def run_backward(saved, cotangents):
+        return (as_cotangent(saved[0], execution.backward(plan, *saved, *cotangents)),)
 
-    rows.defvjp(rows_forward, rows_backward)
-    return rows
-
-
-def forward_in_parts(plan: Plan, score: Score, x: Inputs) -> tuple[jax.Array, jax.Array]:
-    """o (B, T, N, H) and lse (B, T, N)."""
-    real = accurate(x.v.dtype)
-    o = jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), real)
-    out = o, jax.ShapeDtypeStruct(o.shape[:3], real)
-    heads, batch = input_axes(x)
-    f = in_parts(partial(forward, plan, score), plan, x, ((heads, 1), (2, 2)), ((batch, 0), (0, 0)), out)
-    return f(x, turned(x.k))
+    run.defvjp(run_forward, run_backward)
+    return run
 
 
-def backward_in_parts(plan: Plan, score: Score, x: Inputs, o, lse, do, dlse) -> Inputs:
-    """The gradients of what is differentiable in x, in float32 or wider, from those of o and lse. These may
-    be of a softmax over more keys than those of x."""
-    inputs = x, turned(x.k), turned(x.v), o, lse, do, dlse
-    streams = floats(x.query), floats(x.key), floats(x.shared)
-    wanted = x.q, inputs[1], inputs[2], *streams
-    exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, accurate(x.dtype)), wanted)
-    (heads, batch), (heads_out, batch_out) = input_axes(x), stream_axes(*streams)
-    heads = (heads, 1, 1, 2, 2, 2, 2), (2, 1, 1, *heads_out)
-    batch = (batch, 0, 0, 0, 0, 0, 0), (0, 0, 0, *batch_out)
-    found = in_parts(partial(backward, plan, score), plan, x, heads, batch, exact)(*inputs)
-    dq, dkT, dvT, dquery, dkey, dshared = found
-    return Inputs(dq, jnp.moveaxis(dkT, 3, 1), jnp.moveaxis(dvT, 3, 1), dquery, dkey, {}, dshared)
+@dataclass(frozen=True)
+class InParts:
+    """The engine's own execution of any score: some sequences and heads after others."""
+
+    score: Score
+
+    def forward(self, plan, x):
+        real = accurate(x.v.dtype)
+        o = jax.ShapeDtypeStruct((*x.q.shape[:3], x.v.shape[3]), real)
+        out = o, jax.ShapeDtypeStruct(o.shape[:3], real)
+        heads, batch = input_axes(x)
+        axes = ((heads, 1), (2, 2)), ((batch, 0), (0, 0))
+        return in_parts(partial(forward, plan, self.score), plan, x, *axes, out)(x, turned(x.k))
+
+    def backward(self, plan, x, o, lse, do, dlse):
+        inputs = x, turned(x.k), turned(x.v), o, lse, do, dlse
+        streams = floats(x.query), floats(x.key), floats(x.shared)
+        wanted = x.q, inputs[1], inputs[2], *streams
+        exact = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, accurate(x.dtype)), wanted)
+        (heads, batch), (heads_out, batch_out) = input_axes(x), stream_axes(*streams)
+        heads = (heads, 1, 1, 2, 2, 2, 2), (2, 1, 1, *heads_out)
+        batch = (batch, 0, 0, 0, 0, 0, 0), (0, 0, 0, *batch_out)
+        found = in_parts(partial(backward, plan, self.score), plan, x, heads, batch, exact)(*inputs)
+        dq, dkT, dvT, dquery, dkey, dshared = found
+        return Inputs(dq, jnp.moveaxis(dkT, 3, 1), jnp.moveaxis(dvT, 3, 1), dquery, dkey, {}, dshared)
 
 
 def as_cotangent(x: Inputs, found: Inputs) -> Inputs:

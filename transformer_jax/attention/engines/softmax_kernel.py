@@ -1,18 +1,22 @@
 """Softmax over a static pattern on a kernel of the device, where one can honour all of it.
 
-The kernels give o alone, without the lse, and no gradient of it: results that are to be merged are the
-engine's. What a kernel cannot honour it refuses, and then the engine's own execution runs.
+The kernels give no gradient of the lse: results that are to be merged are the engine's, but for those of a
+ring, whose backward pass reads the lse and sends nothing to it. What a kernel cannot honour it refuses, and
+then the engine's own execution runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from transformer_jax.attention.contract import Layout
+from transformer_jax.attention.engines import softmax_sharded
+from transformer_jax.attention.engines.softmax import Inputs
 from transformer_jax.attention.engines.softmax_plan import Plan
 from transformer_jax.kernels import cudnn, splash
 from transformer_jax.kernels.choice import Kernel, choose
@@ -40,13 +44,10 @@ def attend(
         whether it depends on i − j alone.
       scale, soft_cap: what is done to scores.
     """
-    for refused, why in (
-        (cuts_sequence(), "the sequence is cut over devices, and keys come from other shards"),
-        (not plan.static, "its blocks follow the content, or differ from head to head"),
-    ):
-        if refused:
-            refuse(why)
-            return None
+    cut = cuts_sequence()
+    if why := no_shards(q, k, v, plan, rule, by_distance) if cut else not_static(plan):
+        refuse(why)
+        return None
     causal = plan.reach is not None and plan.reach[1] == 0
     # Padding is on the right: a causal query that is none sees none.
     segmented = layout.segments is not None or (layout.lengths is not None and not causal)
@@ -55,7 +56,9 @@ def attend(
         Kernel(
             cudnn.NAME,
             "gpu",
-            cudnn.refusal(q, k, v, plan.reach, capped=soft_cap is not None, segmented=segmented),
+            "the sequence is cut over devices"
+            if cut
+            else cudnn.refusal(q, k, v, plan.reach, capped=soft_cap is not None, segmented=segmented),
             interpretable=False,
         ),
     )
@@ -65,22 +68,88 @@ def attend(
     name, interpret = chosen
     if name == cudnn.NAME:
         return on_mesh(lambda q, k, v, _: cudnn.attention(q, k, v, scale=scale, causal=causal), q, k, v, None)
-    mask, segments = tiles_of(plan, rule, by_distance), None
+    segments = None
     if segmented:
         segments = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
         segments = segments if layout.valid is None else jnp.where(layout.valid, segments, -1)
+    if cut:
+        execution = OnSplash(scale, soft_cap, interpret)
+        known = {} if segments is None else {"segment": segments}
+        return softmax_sharded.attend(q, k, v, plan, execution, query=known, key=known)[0].astype(q.dtype)
+    mask = tiles_of(plan, rule, by_distance)
+    kernel = splash.Splash(mask=mask, scale=scale, soft_cap=soft_cap, interpret=interpret)
+    return on_mesh(lambda q, k, v, known: kernel.attention(q, k, v, known, known), q, k, v, segments)
 
-    def own(q, k, v, segments):
-        return splash.attention(
-            *(q, k, v, mask),
-            scale=scale,
-            soft_cap=soft_cap,
-            query_segments=segments,
-            key_segments=segments,
-            interpret=interpret,
-        )
 
-    return on_mesh(own, q, k, v, segments)
+def not_static(plan: Plan) -> str:
+    return "" if plan.static else "its blocks follow the content, or differ from head to head"
+
+
+def no_shards(q, k, v, plan: Plan, rule: Callable | None, by_distance: bool) -> str:
+    """Why no kernel can have its keys from other devices; empty where one can."""
+    halved = q.shape[1] // Shards.of(len(q)).count % 2 == 0  # or a ring leaves it to the score what is seen
+    match softmax_sharded.way(q, k, v, plan):
+        case "near":
+            exact = True
+        case "everywhere":
+            exact = plan.reach == (None, None)
+        case "ring":
+            exact = plan.reach == (None, None) or (plan.reach == (None, 0) and halved)
+        case _:
+            exact = False
+    if exact and (rule is None or by_distance and is_band(rule, plan)):
+        return ""
+    return "the sequence is cut over devices, and the keys that come are not just those that a query sees"
+
+
+def is_band(rule: Callable, plan: Plan) -> bool:
+    """Does a query see every key within the reach of its plan, and no other?"""
+    distance = np.arange(1 - plan.keys, plan.queries)
+    seen = splash.known(rule, distance, np.zeros_like(distance))
+    return np.array_equal(np.broadcast_to(seen, distance.shape), within(plan, distance))
+
+
+def within(plan: Plan, distance: np.ndarray) -> np.ndarray:
+    """Which keys, at these distances in front of a query, it reaches."""
+    before, after = plan.reach or (None, None)
+    past = distance <= before if before is not None else np.ones_like(distance, bool)
+    return past & (distance >= -after) if after is not None else past
+
+
+@dataclass(frozen=True)
+class OnSplash:
+    """`softmax.Execution` of bands on the splash kernel: what a ring or a halo brings to a device."""
+
+    scale: float
+    soft_cap: float | None
+    interpret: bool
+
+    def forward(self, plan, x):
+        o, lse = self.kernel(plan).forward(x.q, x.k, x.v, *segments_of(x))
+        return o.astype(jnp.float32), lse
+
+    def backward(self, plan, x, o, lse, do, dlse):
+        """But for dlse, which is zero where o alone is used."""
+        found = self.kernel(plan).backward(x.q, x.k, x.v, o, lse, do, *segments_of(x))
+        return Inputs(*(d.astype(jnp.float32) for d in found), {}, {}, {}, {})
+
+    def kernel(self, plan: Plan) -> splash.Splash:
+        rule = lambda i, j: within(plan, i + plan.place - j)
+        tile = splash.tile_size(plan.pairs / plan.queries)
+        mask = splash.by_distance(rule, plan.queries, plan.keys, tile)
+        return splash.Splash(mask=mask, scale=self.scale, soft_cap=self.soft_cap, interpret=self.interpret)
+
+
+def segments_of(x: Inputs) -> tuple[jax.Array | None, jax.Array | None]:
+    """Of queries and of keys (B, T), −1 for keys that are not there."""
+    query, key, there = x.query.get("segment"), x.key.get("segment"), x.key.get("there")
+    if there is None:
+        return query, key
+    query, key = (
+        jnp.zeros(y.shape[:2], jnp.int32) if known is None else known
+        for y, known in ((x.q, query), (x.k, key))
+    )
+    return query, jnp.where(jnp.broadcast_to(there, key.shape) > 0, key, -1)
 
 
 def refuse(why: str) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from transformer_jax.attention.contract import Capability, Layout, State
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines import softmax_cache, softmax_kernel, softmax_sharded
-from transformer_jax.attention.engines.softmax import Streams, merge
+from transformer_jax.attention.engines.interleaved import of_those_there
+from transformer_jax.attention.engines.softmax import InParts, Streams, merge
 from transformer_jax.attention.engines.softmax_plan import Plan
 from transformer_jax.attention.heads import HeadMixer
 
@@ -157,7 +158,8 @@ class SoftmaxMixer(HeadMixer):
         step: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
         """The execution of `among`: the blocks of `plan`, on one device or on many."""
-        return softmax_sharded.attend(q, k, v, plan, score, query=query, key=key, step=step)
+        execution = InParts(of_those_there(score))
+        return softmax_sharded.attend(q, k, v, plan, execution, query=query, key=key, step=step)
 
     def continued(
         self, streams: Streams, layout: Layout, state: State

@@ -60,6 +60,7 @@ class Plan:
       reach: (before, after) where query i may see the keys from i − before to i + after (None: without
         bound) and the score hides those that it must not: then keys may come in any parts, as from other
         devices. None where a query sees what its list has.
+      place: the key at whose place the first query stands.
     """
 
     queries: int
@@ -67,6 +68,7 @@ class Plan:
     block: int
     groups: Sequence[Span | Blocks]
     reach: tuple[int | None, int | None] | None = None
+    place: int = 0
 
     @property
     def rows(self) -> int:
@@ -127,7 +129,7 @@ def band(
     start = start // block * block  # aligned slices; a whole number of blocks makes equal spans
     stop = np.minimum(-(-stop // block) * block, keys)
     groups = spans(start, stop, keys, block)
-    return Plan(queries=queries, keys=keys, block=block, groups=groups, reach=(before, after))
+    return Plan(queries=queries, keys=keys, block=block, groups=groups, reach=(before, after), place=place)
 
 
 def own_blocks(queries: int, keys: int, block: int) -> Plan:

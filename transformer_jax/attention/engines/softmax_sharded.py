@@ -13,19 +13,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from transformer_jax.attention.engines.interleaved import aligned, interleaved, of_those_there
-from transformer_jax.attention.engines.softmax import Inputs, attend_in_parts, inputs_of, merge
+from transformer_jax.attention.engines.interleaved import aligned, interleaved
+from transformer_jax.attention.engines.softmax import Execution, Inputs, attending, inputs_of, merge
 from transformer_jax.attention.engines.softmax_plan import Plan, band
 from transformer_jax.attention.engines.softmax_ring import ring
-from transformer_jax.attention.engines.softmax_rows import Score, Streams
+from transformer_jax.attention.engines.softmax_rows import Streams
 from transformer_jax.parallel.mesh import cuts_sequence, on
 from transformer_jax.parallel.sequence import AXIS, Shards, gathered, halo, rank
+
+Way = Literal["near", "rings", "everywhere", "from all", "ring", "whole"]
+"""In the order of the list above; `rings` are those of interleaved sequences."""
 
 
 def attend(
@@ -33,7 +36,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     plan: Plan,
-    score: Score,
+    execution: Execution,
     *,
     query: Streams,
     key: Streams,
@@ -42,29 +45,53 @@ def attend(
     """`softmax.attend`, on the mesh of the program where it has one that cuts the sequence.
 
     A query sees only keys a multiple of `step` away; `plan`, which then has a reach, is that of one of the
-    interleaved sequences.
+    interleaved sequences. The execution hides keys whose stream `there`, where they have one, is 0.
     """
     x = inputs_of(q, k, v, plan, query, key, None)
     if not cuts_sequence():
-        return interleaved(partial(attend_in_parts, plan), score, step)(x)
+        return interleaved(attending(execution, plan), step)(x)
     shards = Shards.of(len(q), q.shape[2], k.shape[2])
-    queries, keys = (y.shape[1] % shards.count == 0 for y in (q, k))
-    own, before_after = q.shape[1] // shards.count, plan.reach
-    if before_after is None:
-        return whole(x, plan, score)
-    before, after = before_after
+    match way(q, k, v, plan, step):
+        case "near":
+            return on_shards(shards, lambda x: near(execution, plan, step, x), x)
+        case "rings":
+            return on_shards(shards, lambda x: rings(execution, step, after_none(plan), x), x)
+        case "everywhere":
+            return on_shards(shards, lambda x: everywhere(execution, x), x, keys=None)
+        case "from all":
+            return on_shards(shards, lambda x: from_all(execution, x), x, queries=None)
+        case "ring":
+            causal = after_none(plan) and q.shape[1] // shards.count % 2 == 0
+            return on_shards(shards, lambda x: ring(execution, x, causal=causal), x)
+        case "whole":
+            return whole(execution, plan, x)
+
+
+def way(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, step: int = 1) -> Way:
+    """How keys come to the queries, on a mesh that cuts the sequence."""
+    count = Shards.of(len(q)).count
+    queries, keys = (y.shape[1] % count == 0 for y in (q, k))
+    own = q.shape[1] // count
+    if plan.reach is None:
+        return "whole"
+    before, after = plan.reach
     together = queries and q.shape[1] == k.shape[1]
     if together and before is not None and after is not None and own + step * (before + after) <= k.shape[1]:
-        return on_shards(shards, partial(near, score, before, after, step), x)
+        return "near"
     if step > 1:
-        return on_shards(shards, partial(rings, score, step, after == 0), x)
-    if queries and after is None and (not keys or k.size + v.size <= q.size // shards.count):
-        return on_shards(shards, partial(everywhere, score), x, keys=None)
+        return "rings"
+    if queries and after is None and (not keys or k.size + v.size <= q.size // count):
+        return "everywhere"
     if keys and after is None and not queries:
-        return on_shards(shards, partial(from_all, score), x, queries=None)
+        return "from all"
     if together or (queries and keys and after is None):
-        return on_shards(shards, partial(ring, score, causal=after == 0 and own % 2 == 0), x)
-    return whole(x, plan, score)
+        return "ring"
+    return "whole"
+
+
+def after_none(plan: Plan) -> bool:
+    """Does a query see nothing behind it?"""
+    return plan.reach is not None and plan.reach[1] == 0
 
 
 def on_shards(
@@ -79,34 +106,36 @@ def on_shards(
     return shards.run(f, (x, where), out=(o, result))
 
 
-def near(score: Score, before: int, after: int, step: int, x: Inputs) -> tuple[jax.Array, jax.Array]:
-    """Keys from `before` steps in front of a query to `after` behind it; beyond the ends there are none."""
+def near(execution: Execution, plan: Plan, step: int, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    """Keys from as many steps in front of a query as it reaches to as many behind it; beyond the ends there
+    are none."""
+    assert plan.reach is not None
+    before, after = (reach or 0 for reach in plan.reach)
     there = jnp.ones(x.k.shape[1], jnp.int32)
     k, v, key = halo((x.k, x.v, x.key | {"there": there}), step * before, step * after)
     queries, keys = (-(-y.shape[1] // step) for y in (x.q, k))
-    plan = band(queries, keys, before=before, after=after, place=before)
-    attend = partial(attend_in_parts, plan)
-    return interleaved(attend, of_those_there(score), step)(x._replace(k=k, v=v, key=key))
+    own = band(queries, keys, before=before, after=after, place=before)
+    return interleaved(attending(execution, own), step)(x._replace(k=k, v=v, key=key))
 
 
-def rings(score: Score, step: int, causal: bool, x: Inputs) -> tuple[jax.Array, jax.Array]:
+def rings(execution: Execution, step: int, causal: bool, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """Of each interleaved sequence a ring."""
-    attend = lambda score: partial(ring, score, causal=causal)
-    return aligned(attend, score, step, rank() * x.q.shape[1])(x)
+    attend = lambda x: ring(execution, x, causal=causal)
+    return aligned(attend, step, rank() * x.q.shape[1])(x)
 
 
-def everywhere(score: Score, x: Inputs) -> tuple[jax.Array, jax.Array]:
-    return attend_in_parts(band(x.q.shape[1], x.k.shape[1]), score)(x)
+def everywhere(execution: Execution, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    return attending(execution, band(x.q.shape[1], x.k.shape[1]))(x)
 
 
-def from_all(score: Score, x: Inputs) -> tuple[jax.Array, jax.Array]:
+def from_all(execution: Execution, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """The results over the keys of each shard, as one."""
-    o, lse = lax.all_gather(everywhere(score, x), AXIS)
+    o, lse = lax.all_gather(everywhere(execution, x), AXIS)
     return merge(list(zip(o, lse, strict=True)))
 
 
-def whole(x: Inputs, plan: Plan, score: Score) -> tuple[jax.Array, jax.Array]:
+def whole(execution: Execution, plan: Plan, x: Inputs) -> tuple[jax.Array, jax.Array]:
     q, k, v, query, key = gathered((x.q, x.k, x.v, x.query, x.key))
     x = x._replace(q=q, k=k, v=v, query=query, key=key)
     with on(None):
-        return attend_in_parts(plan, score)(x)
+        return attending(execution, plan)(x)
