@@ -7,15 +7,15 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
 
-# Tests run many small programs once or twice: on a CPU compiling is what takes their time, three quarters of
-# which goes into machine code that would be faster. What XLA's own passes make of a program stays the same, and
-# with it all that a test reads there. The environment reaches the programs that tests start, too.
+# Tests run many small programs once or twice: on a CPU compiling is what takes their time, and three quarters
+# of that go into machine code that would be faster. What XLA's own passes make of a program stays the same,
+# and with it all that a test reads there. The environment reaches the programs that tests start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if version("jaxlib").startswith("0.10."):  # later ones do not know this flag, and end where they meet it
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 # Implicit rank promotion has hidden real bugs; in tests it is an error.
 jax.config.update("jax_numpy_rank_promotion", "raise")

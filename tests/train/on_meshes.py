@@ -83,7 +83,8 @@ class Inspected:
       total: bytes of parameters and optimizer. held: of them on one device. given: of a step's arguments.
       matrix: bytes of the largest parameter. largest: of the largest array in the program that makes the
         first state.
-      exchanged: how often (kind of collective, shape) stands in the program of a step.
+      exchanged: how often (kind of collective, shape) stands in the program of a step, axes of one layer left
+        out. made: the shapes of everything that a step makes.
     """
 
     total: int
@@ -92,6 +93,7 @@ class Inspected:
     matrix: int
     largest: int
     exchanged: Counter[tuple[str, str]]
+    made: frozenset[str]
 
 
 def inspected(axes: Axes) -> Inspected:
@@ -106,7 +108,7 @@ def inspected(axes: Axes) -> Inspected:
     kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
     exchanged: Counter = Counter()
     for results, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", step.as_text()):
-        exchanged.update((kind, shape) for shape in re.findall(r"f32\[([\d,]*)\]", results))
+        exchanged.update((kind, shape) for shape in re.findall(r"f32\[(?:1,)?([\d,]*)\]", results))
     return Inspected(
         total=sum(x.nbytes for x in arrays),
         matrix=max(x.nbytes for x in arrays),
@@ -114,6 +116,7 @@ def inspected(axes: Axes) -> Inspected:
         given=step.memory_analysis().argument_size_in_bytes,
         largest=4 * int(max(sizes)),
         exchanged=exchanged,
+        made=frozenset(re.findall(r"f32\[([\d,]+)\]", step.as_text())),
     )
 
 

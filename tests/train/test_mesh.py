@@ -94,6 +94,8 @@ def test_a_device_makes_holds_and_exchanges_its_part(on_eight_devices):
     # fsdp gathers the matrices of one layer at a time: projections, MLP, positions, tokens.
     shapes = {shape for kind, shape in fsdp.exchanged if kind == "all-gather"}
     assert shapes == {"64,64", "64,256", "256,64", "16,64", "8,64"}, fsdp
+    # Nothing is recomputed here, but what was gathered is gathered again: no device keeps that of all layers.
+    assert not {"2,64,64", "2,64,256", "2,256,64"} & fsdp.made, fsdp
     assert {kind for kind, _ in fsdp.exchanged} <= {"all-gather", "all-reduce", "reduce-scatter"}, fsdp
     # tensor sums what its heads, channels and words make of each token, and gathers nothing.
     assert {kind for kind, _ in tensor.exchanged} == {"all-reduce"}, tensor

@@ -15,9 +15,19 @@ from transformer_jax.errors import BadInput
 from transformer_jax.model.block import Block, normalization, placed
 from transformer_jax.model.config import Transformer
 from transformer_jax.model.positions import locate, nowhere, sinusoids
-from transformer_jax.parallel.rules import constrain, named
+from transformer_jax.parallel.mesh import cuts_parameters
+from transformer_jax.parallel.rules import constrain, gathered, named
+
+
+def all_but_matrices(primitive, *inputs, **_) -> bool:
+    """Keeps what a layer computes, but no matrix as it uses it, gathered and cast: of all layers together
+    these would be whole on every device. (Activations have more than two axes.)"""
+    moves = ("sharding_constraint", "convert_element_type", "reshape", "squeeze", "transpose")
+    return primitive.name not in moves or inputs[0].ndim > 2
+
 
 REMAT = {
+    "none": all_but_matrices,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
     "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -55,6 +65,18 @@ class Period(nnx.Module):
         keys = jax.random.split(key, len(self.blocks))
         for block, key, seen in zip(self.blocks, keys, observed, strict=True):
             block.mixer.renew(step, key, seen)
+
+
+def in_use(period: Period) -> Period:
+    """With each parameter as a layer uses it."""
+    graph, learned, rest = nnx.split(period, nnx.Param, ...)
+
+    def use(parameter: nnx.Param) -> nnx.Param:
+        _, *names = parameter.get_metadata()["axes"]  # of the stack of layers
+        return parameter.replace(gathered(parameter[...], names))
+
+    learned = jax.tree.map(use, learned, is_leaf=lambda x: isinstance(x, nnx.Param))
+    return nnx.merge(graph, learned, rest)
 
 
 class Model(nnx.Module):
@@ -204,9 +226,9 @@ class Model(nnx.Module):
 
         def body(x, layer):
             period, states, key = layer
-            return period(x, layout, states, key, observe)
+            return in_use(period)(x, layout, states, key, observe)
 
-        if self.config.remat != "none":
+        if self.config.remat != "none" or cuts_parameters():
             body = jax.checkpoint(body, policy=REMAT[self.config.remat])
         return jax.lax.scan(body, x, (self.periods, states, keys))
 
@@ -222,7 +244,10 @@ class Model(nnx.Module):
                 x = jnp.where(valid, x, 0).sum(1) / jnp.maximum(valid.sum(1), 1).astype(x.dtype)
             if self.classifier is not None:
                 x = jax.nn.relu(self.classifier(x))
-        matrix = self.embed.embedding[...].T if self.tied else self.head.kernel[...]
+        if self.tied:
+            matrix = gathered(self.embed.embedding[...], ("vocabulary", "embed")).T
+        else:
+            matrix = gathered(self.head.kernel[...], ("embed", "vocabulary"))
         # Summed and kept in float32: logits rounded to bfloat16 would cost hundredths of a nat, and tie.
         logits = jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
         return constrain(logits, "batch", *(("sequence",) if self.target == "token" else ()), "vocabulary")

@@ -107,6 +107,12 @@ def cuts_sequence() -> bool:
     return mesh is not None and mesh.shape["sequence"] > 1
 
 
+def cuts_parameters() -> bool:
+    """Does the program that is being traced hold a part of each parameter per device?"""
+    mesh = current()
+    return mesh is not None and mesh.shape["fsdp"] > 1
+
+
 def platform() -> str:
     """What the program that is being traced will run on: "cpu", "gpu" or "tpu". That of its mesh, which may
     be of devices that are not here; without a mesh, JAX's own."""
