@@ -245,11 +245,11 @@ class Model(nnx.Module):
             if self.classifier is not None:
                 x = jax.nn.relu(self.classifier(x))
         if self.tied:
-            matrix = gathered(self.embed.embedding[...], ("vocabulary", "embed")).T
+            matrix = gathered(self.embed.embedding[...].astype(x.dtype), ("vocabulary", "embed")).T
         else:
-            matrix = gathered(self.head.kernel[...], ("embed", "vocabulary"))
+            matrix = gathered(self.head.kernel[...].astype(x.dtype), ("embed", "vocabulary"))
         # Summed and kept in float32: logits rounded to bfloat16 would cost hundredths of a nat, and tie.
-        logits = jnp.matmul(x, matrix.astype(x.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
         return constrain(logits, "batch", *(("sequence",) if self.target == "token" else ()), "vocabulary")
 
     def init_state(self, batch: int) -> State:
