@@ -29,6 +29,17 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture
+def as_for_users(monkeypatch):
+    """Calls a function of an importable module in a process of its own, in which CPUs' machine code is
+    optimized as it is for users: whoever compares bits of two programs needs that."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    monkeypatch.setenv("XLA_FLAGS", " ".join(flag for flag in flags if "fusion_emitters" not in flag))
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
 @pytest.fixture(scope="session")
 def on_eight_devices():
     """Calls a function of an importable module, in a process of its own that has eight devices."""

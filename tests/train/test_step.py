@@ -132,7 +132,7 @@ def run_program(run, per_call, steps=16):
     return compiled, state, jax.tree.map(lambda *x: np.concatenate(x), *sums)
 
 
-def test_steps_per_call_change_no_bit():
+def compare_steps_per_call():
     run = toy_run(dropout=0.2, weight_decay=0.1, warmup=3)
     _, one, sums_one = run_program(run, 1)
     _, eight, sums_eight = run_program(run, 8)
@@ -141,6 +141,10 @@ def test_steps_per_call_change_no_bit():
         np.testing.assert_array_equal(a, b)
     for name in sums_one:
         np.testing.assert_array_equal(sums_one[name], sums_eight[name])
+
+
+def test_steps_per_call_change_no_bit(as_for_users):
+    as_for_users(compare_steps_per_call)
 
 
 def test_dropout_is_drawn_anew_at_each_step_and_off_in_evaluation():
