@@ -12,6 +12,8 @@ Nothing is trained or measured: the TPU's own compiler compiles the training ste
     transformer-jax run planned_decoder --scale single --measure.topology v6e:4x4 --out runs/planned/v6e
     python -m transformer_jax.planner.lengths runs/planned/v5e runs/planned/v5p runs/planned/v6e
 
+Landmarks know no past: `planned_encoder` has them.
+
 Cost: a minute or two of 2 CPU cores for each mechanism, length and slice.
   smoke   two lengths, 2k and 128k tokens
   single  four lengths from 2k to 128k tokens; so is paper, as nothing of it is published

@@ -20,7 +20,7 @@ from transformer_jax.train.config import Train
 pytestmark = pytest.mark.quick
 
 EXPERIMENTS = sorted(ex.available())
-MEASUREMENTS = ["lra_efficiency", "performer_approximation", "planned_decoder"]
+MEASUREMENTS = ["lra_efficiency", "performer_approximation", "planned_decoder", "planned_encoder"]
 
 
 @pytest.fixture

@@ -42,6 +42,13 @@ def test_the_decoders_have_about_350_million_parameters():
         assert sum(x.size for x in params.values()) == pytest.approx(350e6, rel=0.1)
 
 
+def test_the_encoder_is_the_same_model_without_an_order_of_tokens():
+    encoder = experiment.load(experiment.find("planned_encoder"))[0].measure
+    run = encoder.run(encoder.variants[1], 2048, 16)
+    assert run.model.mixers[0].name == "nystrom" and not run.task.causal
+    assert encoder.model == written.measure.model
+
+
 def test_lengths_that_do_not_divide_the_tokens_are_refused():
     with pytest.raises(BadInput, match="whole number of sequences of 3000"):
         Lengths(lengths=(2048, 3000))
@@ -86,6 +93,7 @@ def test_they_are_measured_reported_and_put_into_one_table(planned, tmp_path, ca
     capsys.readouterr()
     lengths.main([str(tmp_path / "v5e"), str(tmp_path / "v6e")])
     found = capsys.readouterr().out.splitlines()
+    assert found.pop(0) == "`planned_decoder`:" and found.pop(0) == ""
     assert found[0] == "| slice | mechanism | 2k | 128k | faster than full from |"
     assert found[2] == "| v5e:4x4 | `full` | 1,000 ms, 3.0 GiB | 9,000 ms, 3.0 GiB | – |"
     assert "does not fit, 3.0 GiB" in found[3] and found[3].endswith("| never here |")

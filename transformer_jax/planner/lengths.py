@@ -1,7 +1,7 @@
-"""Plans of one decoder at many lengths on one slice: where is a mechanism faster than full attention?
+"""Plans of one model at many lengths on one slice: where is a mechanism faster than full attention?
 
-`python -m transformer_jax.planner.lengths DIR...` prints the table of several slices, from the directories of
-such measurements.
+`python -m transformer_jax.planner.lengths DIR...` prints a table for each model, of several slices, from the
+directories of such measurements.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import jax
 
+from transformer_jax.data.tasks.masked_python_text import MaskedPythonText
 from transformer_jax.data.tasks.text_folder import SubwordFolder
 from transformer_jax.errors import BadInput
 from transformer_jax.growth import below_from
@@ -31,7 +32,7 @@ from transformer_jax.train.run import Run
 Row = dict[str, Any]
 
 
-DECODER = Transformer(
+MODEL = Transformer(
     layers=24,
     width=1024,
     heads=16,
@@ -51,15 +52,16 @@ class Lengths:
       topology: the slice.
       lengths: T, in tokens. tokens: of a step; the batch is tokens / T sequences.
       variants: mechanisms, each of them in every layer of the model.
-      model, vocabulary: of the decoder.
+      causal: a decoder of `vocabulary` subwords; or else an encoder that restores masked bytes.
     """
 
     topology: str = "v5e:4x4"
     lengths: tuple[int, ...] = (2048, 8192, 32_768, 131_072)
     tokens: int = 2**19
     variants: tuple[str | Mechanism, ...] = ("full",)
+    causal: bool = True
     vocabulary: int = 32_000
-    model: Transformer = DECODER
+    model: Transformer = MODEL
 
     def __post_init__(self):
         topologies.generation(self.topology)
@@ -78,12 +80,13 @@ class Lengths:
         return {f"T = {length}": partial(at_length, self, length) for length in self.lengths}
 
     def run(self, mixer: Mechanism, length: int, chips: int) -> Run:
-        """A training run of the decoder: its sequences are spread over the chips, with the parameters cut as
+        """A training run of the model: its sequences are spread over the chips, with the parameters cut as
         well, and where they are fewer than chips, each lies over several."""
         batch = self.tokens // length
         rows = next(n for n in range(min(batch, chips), 0, -1) if batch % n == chips % n == 0)
+        decoder = SubwordFolder(length=length, vocabulary=self.vocabulary)
         return Run(
-            task=SubwordFolder(length=length, vocabulary=self.vocabulary),
+            task=decoder if self.causal else MaskedPythonText(length=length),
             model=dataclasses.replace(self.model, mixers=(mixer,)),
             train=Train(
                 steps=1000,
@@ -153,12 +156,12 @@ def crossover(mine: Mapping[int, Row], full: Mapping[int, Row]) -> str:
 
 
 def main(directories: Sequence[str]) -> None:
-    lines = [
-        line
-        for folder in directories
-        for line in (Path(folder) / "measurements.jsonl").read_text().splitlines()
-    ]
-    print(table([json.loads(line) for line in lines]), end="")
+    experiments: dict[str, list[Row]] = {}
+    for folder in map(Path, directories):
+        name = json.loads((folder / "experiment.json").read_text())["name"]
+        lines = (folder / "measurements.jsonl").read_text().splitlines()
+        experiments.setdefault(name, []).extend(map(json.loads, lines))
+    print("\n".join(f"`{name}`:\n\n{table(rows)}" for name, rows in experiments.items()), end="")
 
 
 if __name__ == "__main__":
