@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
+from importlib.util import find_spec
 from multiprocessing import get_context
 
 # Tests run many small programs once or twice: on a CPU compiling is what takes their time, and three quarters
-# of that go into machine code that would be faster. What XLA's own passes make of a program stays the same,
-# and with it all that a test reads there. The environment reaches the programs that tests start, too.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# of that go into machine code that would be faster. (The flag chooses emitters that need no MLIR.) What a
+# test reads in a program, arrays, products and collectives, stays the same. Both settings reach the programs
+# that tests start, too. Who needs the code that users get asks for it: `for_users`, `as_for_users`.
+if not any(find_spec(plugin) for plugin in ("jax_cuda12_plugin", "jax_cuda13_plugin")):
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if version("jaxlib").startswith("0.10."):  # later ones do not know this flag, and end where they meet it
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
@@ -22,11 +25,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
-def optimized():
-    """The compiler does what it does for users: of TPUs as well, where the setting means another thing."""
-    jax.config.update("jax_disable_most_optimizations", False)
+def for_users(monkeypatch):
+    """A TPU's compiler, in programs that a test starts as well, does what it does for users."""
+    name = "jax_disable_most_optimizations"
+    monkeypatch.setenv(name.upper(), "0")
+    before = jax.config.values[name]
+    jax.config.update(name, False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update(name, before)
 
 
 @pytest.fixture

@@ -13,14 +13,14 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from transformer_jax.attention.catalogue import find
-from transformer_jax.attention.contract import Layout
+from transformer_jax.attention.catalogue import build, find
+from transformer_jax.attention.contract import Geometry, Layout
 from transformer_jax.attention.engines.forms import Recurrence, recur
 from transformer_jax.conformance import sharding
 from transformer_jax.conformance.sharding import sequence_changes_nothing
 from transformer_jax.conformance.subject import Subject, agree, inputs, jit, optimized
 from transformer_jax.errors import BadInput
-from transformer_jax.kernels.choice import recording
+from transformer_jax.kernels.choice import executing, recording
 from transformer_jax.parallel.mesh import Axes, make_mesh, on
 
 PER_DEVICE = 256
@@ -147,3 +147,38 @@ def kernel_failure(name: str, direction: str, axes: Axes, **options) -> str:
     except (AssertionError, BadInput) as failure:
         return str(failure)
     return ""
+
+
+def kernel_errors(
+    name: str,
+    causal: bool,
+    axes: Axes,
+    length: int,
+    *,
+    dtype: str = "float32",
+    heads: int = 2,
+    kv_heads: int = 1,
+    **options,
+) -> dict[str, float]:
+    """Of o and of the gradients of q, k and v: ‖by the kernel, interpreted, on shards of a sequence − by the
+    engine in float32 on one device‖ / ‖the latter‖."""
+    sizes = {"width": 32, "heads": heads, "kv_heads": kv_heads, "head_size": 16}
+    mixer = build(name, Geometry(**sizes, length=length, causal=causal), rngs=nnx.Rngs(0), **options)
+    layout, rng = Layout.plain(2, length), np.random.default_rng(0)
+    shapes = {"q": heads, "k": kv_heads, "v": kv_heads}
+    streams = {x: jnp.asarray(rng.standard_normal((2, length, n, 16)), dtype) for x, n in shapes.items()}
+
+    def results(asked, mesh, streams):
+        def total(streams):
+            with executing(name, asked), on(mesh):
+                o = mixer.core(streams, layout, None)[0].astype(jnp.float32)
+            return jnp.sum(o * jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)), o
+
+        (_, o), gradients = jit(jax.value_and_grad(total, has_aux=True))(streams)
+        return {"o": o} | gradients
+
+    wanted = results("xla", None, jax.tree.map(lambda x: x.astype(jnp.float32), streams))
+    parts = (axes.data or 1) * axes.sequence
+    found = results("interpret", make_mesh(axes, jax.devices()[:parts]), streams)
+    norm = lambda x: float(np.linalg.norm(np.asarray(x, np.float32)))
+    return {x: norm(np.asarray(found[x], np.float32) - wanted[x]) / norm(wanted[x]) for x in wanted}

@@ -20,7 +20,7 @@ from transformer_jax.parallel.mesh import BATCH, Axes, make_mesh, on
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("optimized"),
+    pytest.mark.usefixtures("for_users"),
     pytest.mark.skipif(find_spec("libtpu") is None, reason='no libtpu: install ".[tpu]" to compile for TPUs'),
 ]
 

@@ -177,12 +177,47 @@ def test_on_shards_of_a_sequence_the_kernel_is_the_engine(on_eight_devices, name
     assert on_eight_devices(on_shards.kernel_failure, name, direction, axes, **options) == ""
 
 
-def test_what_a_ring_leaves_to_the_score_no_kernel_takes(on_eight_devices):
-    """A window that reaches further than halos may: keys go round, and most of them it must not see."""
-    said = on_eight_devices(on_shards.kernel_failure, "sliding_window", "causal", ALONE, window=47)
-    assert "the keys that come are not just those that a query sees" in said
+TWO = Axes(data=1, sequence=2)
 
 
+@pytest.mark.parametrize(
+    "name, causal, axes, length, options",
+    [
+        ("full", True, TWO, 1304, {}),  # tiles of a shard that are seen whole, in part and not at all
+        ("full", False, TWO, 1302, {}),  # shards of odd length
+        ("sliding_window", True, TWO, 1304, {"window": 300}),  # a halo that ends within a tile
+        ("sliding_window", False, TWO, 1304, {"window": 300}),
+        ("full", False, ALONE, 64, {"heads": 16}),  # few keys, gathered
+    ],
+)
+def test_shards_of_many_tiles_and_few_keys_are_those_of_the_engine(
+    on_eight_devices, name, causal, axes, length, options
+):
+    errors = on_eight_devices(on_shards.kernel_errors, name, causal, axes, length, **options)
+    assert max(errors.values()) < 1e-5, errors
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_ring_in_bfloat16_keeps_the_budget_of_its_mechanism(on_eight_devices, causal):
+    """Each of eight parts is rounded."""
+    budget = catalogue()["full"].tolerance["bfloat16"]
+    errors = on_eight_devices(on_shards.kernel_errors, "full", causal, ALONE, 128, dtype="bfloat16")
+    assert errors.pop("o") < budget and max(errors.values()) < 2 * budget, errors
+
+
+@pytest.mark.parametrize(
+    "name, length, options, says",
+    [
+        ("sliding_window", 48, {"window": 47}, "its window is wider than a halo may be"),
+        ("full", 40, {}, "a causal ring wants shards with an even number of tokens"),
+    ],
+)
+def test_what_a_ring_leaves_to_the_score_no_kernel_takes(on_eight_devices, name, length, options, says):
+    with pytest.raises(BadInput, match=says):
+        on_eight_devices(on_shards.kernel_errors, name, True, ALONE, length, **options)
+
+
+@pytest.mark.quick  # it calls a private function of JAX
 @pytest.mark.parametrize("soft_cap", [None, 0.5])
 def test_parts_of_the_keys_merge_into_all_of_them(soft_cap):
     """Forward by the lse, backward from the results over all keys; each part by itself cannot know them."""

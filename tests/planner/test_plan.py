@@ -272,7 +272,7 @@ def plan_fields(**more):
 
 
 @COMPILER
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("for_users")
 @pytest.mark.slow
 def test_a_plan_for_a_slice_counts_what_the_formula_says_and_the_compilers_memory():
     topologies.prepare()
@@ -305,7 +305,7 @@ def predicted(layer, weights, tokens, topology, unroll):
 
 
 @COMPILER
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("for_users")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "topology",
@@ -336,7 +336,7 @@ def test_a_scanned_and_an_unrolled_program_take_the_same_predicted_time(topology
 
 
 @COMPILER
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("for_users")
 @pytest.mark.slow
 def test_a_scan_that_keeps_everything_is_another_program_and_its_bytes_say_so():
     """docs/pods.md has the figures: what the bare scan stacks and copies, the unrolled program does not."""
@@ -350,7 +350,7 @@ def test_a_scan_that_keeps_everything_is_another_program_and_its_bytes_say_so():
 
 
 @COMPILER
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("for_users")
 @pytest.mark.slow
 def test_a_run_that_is_too_large_for_a_slice_says_by_how_much_and_what_would_do(
     tmp_path, monkeypatch, capsys
@@ -364,7 +364,7 @@ def test_a_run_that_is_too_large_for_a_slice_says_by_how_much_and_what_would_do(
 
 
 @COMPILER
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("for_users")
 @pytest.mark.slow
 def test_a_mesh_or_a_mechanism_that_does_not_divide_is_refused():
     topologies.prepare()
@@ -375,7 +375,7 @@ def test_a_mesh_or_a_mechanism_that_does_not_divide_is_refused():
 
 
 @COMPILER
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.usefixtures("for_users")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1", "v5e:2x4", "v5e:16x16", "v5p:2x2x2", "v6e:4x4"])
 def test_the_compiler_knows_a_device_for_each_chip(name):

@@ -113,19 +113,30 @@ def jit(f: Callable, **options: Any) -> Any:
     return jax.jit(f, compiler_options=_quick_to_compile(), **options)
 
 
+def jit_as_users(f: Callable) -> Callable:
+    """jax.jit, which inside of `optimized(True)` compiles as it does for users, whatever XLA_FLAGS say."""
+    return jax.jit(f, compiler_options=_fusion_emitters(True))
+
+
 @cache
 def _quick_to_compile() -> dict[str, Any]:
-    """Compiler options of a CPU: LLVM optimizes nothing, in one thread; and where jaxlib still has them
-    (0.10 does, 0.12 does not) the emitters write fusions that need no MLIR, which takes most of the rest."""
+    """Compiler options of a CPU: LLVM optimizes nothing, in one thread; and where jaxlib still has them the
+    emitters write fusions that need no MLIR, which takes most of the rest."""
     if jax.default_backend() != "cpu":
         return {}
     sure = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
-    chosen = sure | {"xla_cpu_use_fusion_emitters": False}
+    return sure | _fusion_emitters(False)
+
+
+@cache
+def _fusion_emitters(wanted: bool) -> dict[str, Any]:
+    """The compiler option that chooses a CPU's emitters, where jaxlib has it (0.10 does, 0.12 does not)."""
+    options = {"xla_cpu_use_fusion_emitters": wanted}
     try:
-        jax.jit(lambda: 0, compiler_options=chosen)()
+        jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:  # there is no such option
-        return sure
-    return chosen
+        return {}
+    return options
 
 
 def run(mixer: Mixer, x: Any, layout: Layout | None = None, state: Any = None, **kw: Any):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from transformer_jax.conformance.subject import Subject, agree, jit, optimized
+from transformer_jax.conformance.subject import Subject, agree, jit, jit_as_users, optimized
 from transformer_jax.model.config import Transformer, mechanism
 from transformer_jax.model.transformer import Model
 
@@ -23,7 +23,7 @@ def batch_changes_nothing(subject: Subject) -> None:
         few = jit(run)(values, tokens[:4])
         for name, program in (("forward", run), ("with its gradient", both)):
             with optimized(True):
-                logits = jax.jit(program)(values, tokens)
+                logits = jit_as_users(program)(values, tokens)
             # Float32 sums of another order, through two layers.
             agree(logits[:4], few, within=1e-4, what=f"logits in a batch of 64, {name}")
 

@@ -162,8 +162,8 @@ class Splash:
     def backward(
         self, q, k, v, o, lse, do, query_segments=None, key_segments=None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """The gradients of q, k and v, in their dtypes, from that of o. That and lse may be of a softmax over
-        more keys than these."""
+        """The gradients of q, k and v from that of o. That and lse may be of a softmax over more keys than
+        these."""
         q_, k_, v_, segments = self._laid_out(q, k, v, query_segments, key_segments)
         kernel = self._kernel(q.shape[2])
         rows, _ = self._missing(q, k)
@@ -173,23 +173,11 @@ class Splash:
             # What JAX's own differentiation of the kernel calls; there is no public way to hand it the
             # results of a softmax of which these keys are a part.
             saved = q, k, v, segments, None, o, lse, kernel.dq_mask_info, kernel.dkv_mask_info
-            options = kernel.kwargs
-            found = splash_attention_kernel._splash_attention_bwd(
-                False,
-                options["mask_value"],
-                options["is_mqa"],
-                options["block_sizes"],
-                None,
-                options["mask_function"],
-                options["attn_logits_soft_cap"],
-                options["interpret"],
-                saved,
-                do,
-            )
+            found = splash_attention_kernel._splash_attention_bwd(**kernel.kwargs, res=saved, do=do)
             return found[3:6]
 
         dq, dk, dv = jax.vmap(one)(q_, k_, v_, segments, o_, lse_, do_)
-        dq = (dq.astype(jnp.float32) * self.scale).astype(dq.dtype)
+        dq = dq.astype(jnp.float32) * self.scale  # not rounded twice
         return back(dq, q.shape[1]), back(dk, k.shape[1]), back(dv, k.shape[1])
 
     def _missing(self, q, k) -> tuple[int, int]:

@@ -58,8 +58,8 @@ class Transformer:
         none. A mechanism that brings its own gets no second one.
       pooling: how an encoder becomes one vector, for classification. classifier: how that vector becomes
         logits: by one matrix, or through a hidden layer of `hidden` channels and a ReLU.
-      remat: what the backward pass recomputes instead of keeping it: nothing; each layer whole ("full");
-        all but matrix products ("dots"), or all but products with parameters ("projections").
+      remat: what the backward pass recomputes instead of keeping it: nothing of tokens; each layer whole
+        ("full"); all but matrix products ("dots"), or all but products with parameters ("projections").
       compute: dtype of activations; parameters are float32.
       execution: of the mixing: a kernel of the device where one can do it and otherwise what XLA compiles
         ("auto"), one of the two ("kernel", which refuses where none can; "xla"), or a TPU's kernel

@@ -16,13 +16,21 @@ from transformer_jax.model.block import Block, normalization, placed
 from transformer_jax.model.config import Transformer
 from transformer_jax.model.positions import locate, nowhere, sinusoids
 from transformer_jax.parallel.mesh import cuts_parameters
-from transformer_jax.parallel.rules import constrain, gathered, named
+from transformer_jax.parallel.rules import assembled, constrain, named
 
 
 def all_but_matrices(primitive, *inputs, **_) -> bool:
-    """Keeps what a layer computes, but no matrix as it uses it, gathered and cast: of all layers together
-    these would be whole on every device. (Activations have more than two axes.)"""
-    moves = ("sharding_constraint", "convert_element_type", "reshape", "squeeze", "transpose")
+    """Keeps what a layer computes, but no matrix as it is used, assembled and cast: of all layers together
+    those would be whole on every device. (What a layer computes of tokens has more than two axes.)"""
+    moves = (
+        "sharding_constraint",
+        "convert_element_type",
+        "reshape",
+        "squeeze",
+        "transpose",
+        "slice",
+        "split",
+    )
     return primitive.name not in moves or inputs[0].ndim > 2
 
 
@@ -68,12 +76,14 @@ class Period(nnx.Module):
 
 
 def in_use(period: Period) -> Period:
-    """With each parameter as a layer uses it."""
+    """With the matrices of its projections and MLPs as they are used."""
     graph, learned, rest = nnx.split(period, nnx.Param, ...)
 
     def use(parameter: nnx.Param) -> nnx.Param:
         _, *names = parameter.get_metadata()["axes"]  # of the stack of layers
-        return parameter.replace(gathered(parameter[...], names))
+        if len(names) != 2 or "embed" not in names:
+            return parameter
+        return parameter.replace(assembled(parameter[...], names))
 
     learned = jax.tree.map(use, learned, is_leaf=lambda x: isinstance(x, nnx.Param))
     return nnx.merge(graph, learned, rest)
@@ -228,8 +238,11 @@ class Model(nnx.Module):
             period, states, key = layer
             return in_use(period)(x, layout, states, key, observe)
 
-        if self.config.remat != "none" or cuts_parameters():
-            body = jax.checkpoint(body, policy=REMAT[self.config.remat])
+        kept = REMAT[self.config.remat]
+        if self.config.remat != "none":
+            body = jax.checkpoint(body, policy=kept)
+        elif cuts_parameters():  # no barriers: the scan keeps the passes apart
+            body = jax.checkpoint(body, policy=kept, prevent_cse=False)
         return jax.lax.scan(body, x, (self.periods, states, keys))
 
     def read_out(self, x: jax.Array, layout: Layout) -> jax.Array:
@@ -245,9 +258,9 @@ class Model(nnx.Module):
             if self.classifier is not None:
                 x = jax.nn.relu(self.classifier(x))
         if self.tied:
-            matrix = gathered(self.embed.embedding[...].astype(x.dtype), ("vocabulary", "embed")).T
+            matrix = assembled(self.embed.embedding[...].astype(x.dtype), ("vocabulary", "embed")).T
         else:
-            matrix = gathered(self.head.kernel[...].astype(x.dtype), ("embed", "vocabulary"))
+            matrix = assembled(self.head.kernel[...].astype(x.dtype), ("embed", "vocabulary"))
         # Summed and kept in float32: logits rounded to bfloat16 would cost hundredths of a nat, and tie.
         logits = jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
         return constrain(logits, "batch", *(("sequence",) if self.target == "token" else ()), "vocabulary")

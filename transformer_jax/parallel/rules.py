@@ -89,8 +89,8 @@ class Rules:
 
 
 RULES = Rules()
-GATHERED = Rules(embed=())
-"""Of a parameter as a layer uses it."""
+ASSEMBLED = Rules(embed=())
+"""Of a matrix as a layer uses it."""
 
 
 def named(names: str) -> dict[str, Any]:
@@ -108,18 +108,17 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, RULES.spec(names, x.shape, mesh)))
 
 
-def gathered(x: jax.Array, names: Names | None) -> jax.Array:
-    """A parameter as a layer uses it: its parts along fsdp put together, before any product.
+def assembled(x: jax.Array, names: Names) -> jax.Array:
+    """A matrix as a layer uses it: its parts along fsdp put together, before any product.
 
     Left to itself the compiler may turn the product into a loop over the parts, to hide the gathering; on
     TPUs its thin products, summed in memory, take several times as long as what they hide (docs/pods.md).
     """
     mesh = current()
-    if mesh is None or not cuts_parameters() or x.ndim < 2:
+    if mesh is None or not cuts_parameters():
         return x
-    names = names or (None,) * x.ndim
     # The first says nothing new of x, but of its gradient: there it comes last, and cuts it again.
-    for spec in (RULES.parameter(names, x.shape, mesh), GATHERED.spec(names, x.shape, mesh)):
+    for spec in (RULES.parameter(names, x.shape, mesh), ASSEMBLED.spec(names, x.shape, mesh)):
         x = jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
     return x
 

@@ -77,7 +77,7 @@ def inputs_of(q, k, v, plan: Plan, query, key, shared) -> Inputs:
     return Inputs(q, k, v, dict(query or {}), dict(key or {}), lists, dict(shared or {}))
 
 
-class Execution(Protocol):
+class Computation(Protocol):
     """How softmax over a plan is computed, and its gradient, where all of x is on one device."""
 
     def forward(self, plan: Plan, x: Inputs) -> tuple[jax.Array, jax.Array]:
@@ -85,24 +85,24 @@ class Execution(Protocol):
         ...
 
     def backward(self, plan: Plan, x: Inputs, o, lse, do, dlse) -> Inputs:
-        """The gradients of what is differentiable in x, in float32 or wider, from those of o and lse. These
-        may be of a softmax over more keys than those of x."""
+        """The gradients of what is differentiable in x, as arrays of float32 or wider, from those of o and
+        lse. These may be of a softmax over more keys than those of x."""
         ...
 
 
-def attending(execution: Execution, plan: Plan) -> Callable:
+def attending(computation: Computation, plan: Plan) -> Callable:
     """x → (o, lse), with its gradient."""
 
     @jax.custom_vjp
     def run(x):
-        return execution.forward(plan, x)
+        return computation.forward(plan, x)
 
     def run_forward(x):
         o, lse = run(x)
         return (o, lse), (x, o, lse)
 
     def run_backward(saved, cotangents):
-        return (as_cotangent(saved[0], execution.backward(plan, *saved, *cotangents)),)
+        return (as_cotangent(saved[0], computation.backward(plan, *saved, *cotangents)),)
 
     run.defvjp(run_forward, run_backward)
     return run

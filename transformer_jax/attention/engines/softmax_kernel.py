@@ -73,9 +73,11 @@ def attend(
         segments = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
         segments = segments if layout.valid is None else jnp.where(layout.valid, segments, -1)
     if cut:
-        execution = OnSplash(scale, soft_cap, interpret)
-        known = {} if segments is None else {"segment": segments}
-        return softmax_sharded.attend(q, k, v, plan, execution, query=known, key=known)[0].astype(q.dtype)
+        streams = {} if segments is None else {"segment": segments}
+        # The lse has no gradient here, so it goes no further.
+        computation = OnSplash(scale, soft_cap, interpret)
+        o, _ = softmax_sharded.attend(q, k, v, plan, computation, query=streams, key=streams)
+        return o.astype(q.dtype)
     mask = tiles_of(plan, rule, by_distance)
     kernel = splash.Splash(mask=mask, scale=scale, soft_cap=soft_cap, interpret=interpret)
     return on_mesh(lambda q, k, v, known: kernel.attention(q, k, v, known, known), q, k, v, segments)
@@ -87,29 +89,20 @@ def not_static(plan: Plan) -> str:
 
 def no_shards(q, k, v, plan: Plan, rule: Callable | None, by_distance: bool) -> str:
     """Why no kernel can have its keys from other devices; empty where one can."""
-    halved = q.shape[1] // Shards.of(len(q)).count % 2 == 0  # or a ring leaves it to the score what is seen
-    match softmax_sharded.way(q, k, v, plan):
-        case "near":
-            exact = True
-        case "everywhere":
-            exact = plan.reach == (None, None)
-        case "ring":
-            exact = plan.reach == (None, None) or (plan.reach == (None, 0) and halved)
-        case _:
-            exact = False
-    if exact and (rule is None or by_distance and is_band(rule, plan)):
-        return ""
-    return "the sequence is cut over devices, and the keys that come are not just those that a query sees"
+    why = softmax_sharded.hidden(q, k, v, plan)
+    if not why and rule is not None and not (by_distance and is_band(rule, plan)):
+        why = "what a query sees is not all within its reach"
+    return f"the sequence is cut over devices, and {why}" if why else ""
 
 
 def is_band(rule: Callable, plan: Plan) -> bool:
     """Does a query see every key within the reach of its plan, and no other?"""
     distance = np.arange(1 - plan.keys, plan.queries)
     seen = splash.known(rule, distance, np.zeros_like(distance))
-    return np.array_equal(np.broadcast_to(seen, distance.shape), within(plan, distance))
+    return np.array_equal(np.broadcast_to(seen, distance.shape), reached(plan, distance))
 
 
-def within(plan: Plan, distance: np.ndarray) -> np.ndarray:
+def reached(plan: Plan, distance: np.ndarray) -> np.ndarray:
     """Which keys, at these distances in front of a query, it reaches."""
     before, after = plan.reach or (None, None)
     past = distance <= before if before is not None else np.ones_like(distance, bool)
@@ -118,7 +111,10 @@ def within(plan: Plan, distance: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OnSplash:
-    """`softmax.Execution` of bands on the splash kernel: what a ring or a halo brings to a device."""
+    """`softmax.Computation` of bands on the splash kernel: what a ring or a halo brings to a device.
+
+    The kernel rounds each part of a ring to the dtype of q; their sum is in float32.
+    """
 
     scale: float
     soft_cap: float | None
@@ -134,7 +130,7 @@ class OnSplash:
         return Inputs(*(d.astype(jnp.float32) for d in found), {}, {}, {}, {})
 
     def kernel(self, plan: Plan) -> splash.Splash:
-        rule = lambda i, j: within(plan, i + plan.place - j)
+        rule = lambda i, j: reached(plan, i + plan.place - j)
         tile = splash.tile_size(plan.pairs / plan.queries)
         mask = splash.by_distance(rule, plan.queries, plan.keys, tile)
         return splash.Splash(mask=mask, scale=self.scale, soft_cap=self.soft_cap, interpret=self.interpret)

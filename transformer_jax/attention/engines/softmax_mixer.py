@@ -158,8 +158,8 @@ class SoftmaxMixer(HeadMixer):
         step: int = 1,
     ) -> tuple[jax.Array, jax.Array]:
         """The execution of `among`: the blocks of `plan`, on one device or on many."""
-        execution = InParts(of_those_there(score))
-        return softmax_sharded.attend(q, k, v, plan, execution, query=query, key=key, step=step)
+        computation = InParts(of_those_there(score))
+        return softmax_sharded.attend(q, k, v, plan, computation, query=query, key=key, step=step)
 
     def continued(
         self, streams: Streams, layout: Layout, state: State

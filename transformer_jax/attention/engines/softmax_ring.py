@@ -19,21 +19,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from transformer_jax.attention.engines.softmax import Execution, Inputs, as_cotangent, merge
+from transformer_jax.attention.engines.softmax import Computation, Inputs, as_cotangent, merge
 from transformer_jax.attention.engines.softmax_plan import band
 from transformer_jax.attention.engines.softmax_tokens import tokens_axis
 from transformer_jax.parallel.sequence import AXIS, rank, rotate
 
 
-def ring(execution: Execution, x: Inputs, *, causal: bool) -> tuple[jax.Array, jax.Array]:
+def ring(computation: Computation, x: Inputs, *, causal: bool) -> tuple[jax.Array, jax.Array]:
     """o and lse of a shard's queries over the keys of all shards; causal: j ≤ i, in shards of even length."""
     if not causal:
-        return rounds(execution, causal)(x)
+        return rounds(computation, causal)(x)
     turned = jax.tree.map(zigzag, x._replace(shared={}))._replace(shared=x.shared)
-    return jax.tree.map(contiguous, rounds(execution, causal)(turned))
+    return jax.tree.map(contiguous, rounds(computation, causal)(turned))
 
 
-def rounds(execution: Execution, causal: bool) -> Callable:
+def rounds(computation: Computation, causal: bool) -> Callable:
     """x → (o, lse) with its gradient; causal is for shards in zig-zag."""
 
     def own(x):
@@ -44,10 +44,10 @@ def rounds(execution: Execution, causal: bool) -> Callable:
         def step(carry, by):
             done, keys = carry
             keys = rotate(keys)
-            found = meet(causal, by, partial(forward_of, execution), with_keys(x, keys))
+            found = meet(causal, by, partial(forward_of, computation), with_keys(x, keys))
             return (merge([done, found]), keys), None
 
-        start = execution.forward(own(x), x), (x.k, x.v, x.key)
+        start = computation.forward(own(x), x), (x.k, x.v, x.key)
         return lax.scan(step, start, jnp.arange(1, lax.axis_size(AXIS)))[0][0]
 
     def backward(saved, cotangents):
@@ -56,11 +56,11 @@ def rounds(execution: Execution, causal: bool) -> Callable:
         def step(carry, by):
             mine, others, keys = carry
             others, keys = rotate((others, keys))
-            found = meet(causal, by, partial(backward_of, execution, results), with_keys(x, keys))
+            found = meet(causal, by, partial(backward_of, computation, results), with_keys(x, keys))
             mine, others = jax.tree.map(jnp.add, (mine, others), sides(found))
             return (mine, others, keys), None
 
-        found = sides(execution.backward(own(x), x, *results))
+        found = sides(computation.backward(own(x), x, *results))
         start = *found, (x.k, x.v, x.key)
         mine, others, _ = lax.scan(step, start, jnp.arange(1, lax.axis_size(AXIS)))[0]
         (q, query, shared), (k, v, key) = mine, rotate(others)
@@ -87,17 +87,19 @@ def meet(causal: bool, by: jax.Array, f: Callable, x: Inputs) -> Any:
     return lax.cond(rank() >= by, earlier, later)
 
 
-def forward_of(execution: Execution, x: Inputs, queries: slice, keys: slice) -> tuple[jax.Array, jax.Array]:
+def forward_of(
+    computation: Computation, x: Inputs, queries: slice, keys: slice
+) -> tuple[jax.Array, jax.Array]:
     """o and lse of all queries, those that are left out seeing nothing."""
     part = some(x, queries, keys)
-    o, lse = execution.forward(band(part.q.shape[1], part.k.shape[1]), part)
+    o, lse = computation.forward(band(part.q.shape[1], part.k.shape[1]), part)
     return widened(o, queries, x.q), widened(lse, queries, x.q, -jnp.inf)
 
 
-def backward_of(execution: Execution, results: tuple, x: Inputs, queries: slice, keys: slice) -> Inputs:
+def backward_of(computation: Computation, results: tuple, x: Inputs, queries: slice, keys: slice) -> Inputs:
     """Gradients of the shape of x; `results` are o, lse and their gradients, over all keys."""
     part, results = some(x, queries, keys), cut(results, queries)
-    d = execution.backward(band(part.q.shape[1], part.k.shape[1]), part, *results)
+    d = computation.backward(band(part.q.shape[1], part.k.shape[1]), part, *results)
     q, query = jax.tree.map(lambda d: widened(d, queries, x.q), (d.q, d.query))
     k, v, key = jax.tree.map(lambda d: widened(d, keys, x.k), (d.k, d.v, d.key))
     return Inputs(q, k, v, query, key, {}, d.shared)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from transformer_jax.attention.engines.interleaved import aligned, interleaved
-from transformer_jax.attention.engines.softmax import Execution, Inputs, attending, inputs_of, merge
+from transformer_jax.attention.engines.softmax import Computation, Inputs, attending, inputs_of, merge
 from transformer_jax.attention.engines.softmax_plan import Plan, band
 from transformer_jax.attention.engines.softmax_ring import ring
 from transformer_jax.attention.engines.softmax_rows import Streams
@@ -36,7 +36,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     plan: Plan,
-    execution: Execution,
+    computation: Computation,
     *,
     query: Streams,
     key: Streams,
@@ -45,26 +45,26 @@ def attend(
     """`softmax.attend`, on the mesh of the program where it has one that cuts the sequence.
 
     A query sees only keys a multiple of `step` away; `plan`, which then has a reach, is that of one of the
-    interleaved sequences. The execution hides keys whose stream `there`, where they have one, is 0.
+    interleaved sequences. The computation hides keys whose stream `there`, where they have one, is 0.
     """
     x = inputs_of(q, k, v, plan, query, key, None)
     if not cuts_sequence():
-        return interleaved(attending(execution, plan), step)(x)
+        return interleaved(attending(computation, plan), step)(x)
     shards = Shards.of(len(q), q.shape[2], k.shape[2])
     match way(q, k, v, plan, step):
         case "near":
-            return on_shards(shards, lambda x: near(execution, plan, step, x), x)
+            return on_shards(shards, lambda x: near(computation, plan, step, x), x)
         case "rings":
-            return on_shards(shards, lambda x: rings(execution, step, after_none(plan), x), x)
+            return on_shards(shards, lambda x: rings(computation, step, after_none(plan), x), x)
         case "everywhere":
-            return on_shards(shards, lambda x: everywhere(execution, x), x, keys=None)
+            return on_shards(shards, lambda x: everywhere(computation, x), x, keys=None)
         case "from all":
-            return on_shards(shards, lambda x: from_all(execution, x), x, queries=None)
+            return on_shards(shards, lambda x: from_all(computation, x), x, queries=None)
         case "ring":
-            causal = after_none(plan) and q.shape[1] // shards.count % 2 == 0
-            return on_shards(shards, lambda x: ring(execution, x, causal=causal), x)
+            halved = in_halves(q, plan)
+            return on_shards(shards, lambda x: ring(computation, x, causal=halved), x)
         case "whole":
-            return whole(execution, plan, x)
+            return whole(computation, plan, x)
 
 
 def way(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, step: int = 1) -> Way:
@@ -89,6 +89,27 @@ def way(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, step: int = 1) -> 
     return "whole"
 
 
+def hidden(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> str:
+    """Which of the keys that come to a query are beyond its reach, so that the score must hide them, as a
+    clause; empty where none are."""
+    match way(q, k, v, plan):
+        case "near":
+            return ""
+        case "everywhere" | "ring" if plan.reach == (None, None):
+            return ""
+        case "ring" if plan.reach == (None, 0):
+            return "" if in_halves(q, plan) else "a causal ring wants shards with an even number of tokens"
+        case "ring" | "everywhere":
+            return "its window is wider than a halo may be"
+        case _:
+            return "its keys do not come from the other shards in order"
+
+
+def in_halves(q: jax.Array, plan: Plan) -> bool:
+    """Does a ring see to it that nothing comes from behind? Else the score does."""
+    return after_none(plan) and q.shape[1] // Shards.of(len(q)).count % 2 == 0
+
+
 def after_none(plan: Plan) -> bool:
     """Does a query see nothing behind it?"""
     return plan.reach is not None and plan.reach[1] == 0
@@ -106,7 +127,7 @@ def on_shards(
     return shards.run(f, (x, where), out=(o, result))
 
 
-def near(execution: Execution, plan: Plan, step: int, x: Inputs) -> tuple[jax.Array, jax.Array]:
+def near(computation: Computation, plan: Plan, step: int, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """Keys from as many steps in front of a query as it reaches to as many behind it; beyond the ends there
     are none."""
     assert plan.reach is not None
@@ -115,27 +136,27 @@ def near(execution: Execution, plan: Plan, step: int, x: Inputs) -> tuple[jax.Ar
     k, v, key = halo((x.k, x.v, x.key | {"there": there}), step * before, step * after)
     queries, keys = (-(-y.shape[1] // step) for y in (x.q, k))
     own = band(queries, keys, before=before, after=after, place=before)
-    return interleaved(attending(execution, own), step)(x._replace(k=k, v=v, key=key))
+    return interleaved(attending(computation, own), step)(x._replace(k=k, v=v, key=key))
 
 
-def rings(execution: Execution, step: int, causal: bool, x: Inputs) -> tuple[jax.Array, jax.Array]:
+def rings(computation: Computation, step: int, causal: bool, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """Of each interleaved sequence a ring."""
-    attend = lambda x: ring(execution, x, causal=causal)
+    attend = lambda x: ring(computation, x, causal=causal)
     return aligned(attend, step, rank() * x.q.shape[1])(x)
 
 
-def everywhere(execution: Execution, x: Inputs) -> tuple[jax.Array, jax.Array]:
-    return attending(execution, band(x.q.shape[1], x.k.shape[1]))(x)
+def everywhere(computation: Computation, x: Inputs) -> tuple[jax.Array, jax.Array]:
+    return attending(computation, band(x.q.shape[1], x.k.shape[1]))(x)
 
 
-def from_all(execution: Execution, x: Inputs) -> tuple[jax.Array, jax.Array]:
+def from_all(computation: Computation, x: Inputs) -> tuple[jax.Array, jax.Array]:
     """The results over the keys of each shard, as one."""
-    o, lse = lax.all_gather(everywhere(execution, x), AXIS)
+    o, lse = lax.all_gather(everywhere(computation, x), AXIS)
     return merge(list(zip(o, lse, strict=True)))
 
 
-def whole(execution: Execution, plan: Plan, x: Inputs) -> tuple[jax.Array, jax.Array]:
+def whole(computation: Computation, plan: Plan, x: Inputs) -> tuple[jax.Array, jax.Array]:
     q, k, v, query, key = gathered((x.q, x.k, x.v, x.query, x.key))
     x = x._replace(q=q, k=k, v=v, query=query, key=key)
     with on(None):
-        return attending(execution, plan)(x)
+        return attending(computation, plan)(x)
