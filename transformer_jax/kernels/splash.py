@@ -199,7 +199,9 @@ class Splash:
             )
         return *(heads_first(x, missing) for x, missing in ((q, rows), (k, columns), (v, columns))), segments
 
-    def _kernel(self, heads: int, *, save_residuals: bool = False) -> splash.SplashAttentionKernel:
+    def _kernel(
+        self, heads: int, *, save_residuals: bool = False
+    ) -> splash_attention_kernel.SplashAttentionKernel:
         return splash.make_splash_mha(
             splash.MultiHeadMask([self.mask] * heads),
             block_sizes=tiles(self.mask.tile),

@@ -127,7 +127,8 @@ class OnSplash:
     def backward(self, plan, x, o, lse, do, dlse):
         """But for dlse, which is zero where o alone is used."""
         found = self.kernel(plan).backward(x.q, x.k, x.v, o, lse, do, *segments_of(x))
-        return Inputs(*(d.astype(jnp.float32) for d in found), {}, {}, {}, {})
+        dq, dk, dv = (d.astype(jnp.float32) for d in found)
+        return Inputs(dq, dk, dv, {}, {}, {}, {})
 
     def kernel(self, plan: Plan) -> splash.Splash:
         rule = lambda i, j: reached(plan, i + plan.place - j)
