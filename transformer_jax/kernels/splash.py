@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -151,7 +152,8 @@ class Splash:
     def attention(self, q, k, v, query_segments=None, key_segments=None) -> jax.Array:
         """o (B, T, N, M) in the dtype of q, with its gradient."""
         inputs, length = self._laid_out(q, k, v, query_segments, key_segments), q.shape[1]
-        return back(jax.vmap(self._kernel(q.shape[2]))(*inputs), length)
+        o: Any = jax.vmap(self._kernel(q.shape[2]))(*inputs)
+        return back(o, length)
 
     def forward(self, q, k, v, query_segments=None, key_segments=None) -> tuple[jax.Array, jax.Array]:
         """o in the dtype of q and lse (B, T, N) in float32, without a gradient: of a part of the keys."""
