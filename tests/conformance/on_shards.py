@@ -129,7 +129,9 @@ def refusal(name: str, length: int) -> str:
     return ""
 
 
-def kernel_failure(name: str, direction: str, axes: Axes, **options) -> str:
+def kernel_failure(
+    name: str, direction: str, axes: Axes, *, kernel: str = "splash", slopes: float = 1e-4, **options
+) -> str:
     """How the kernel, interpreted, on shards of a sequence differs from the engine on one device, in values
     or gradients, plain and packed; nothing where it does not. A refusal is its sentence."""
     mixer = find(name)
@@ -141,9 +143,9 @@ def kernel_failure(name: str, direction: str, axes: Axes, **options) -> str:
             wanted = sharding.differentiated(build(execution="xla"), layout, None)
             with recording() as heard:
                 found = sharding.differentiated(build(execution="interpret"), layout, mesh)
-            assert heard == {name: {"splash (interpreted)"}}, heard
+            assert heard == {name: {f"{kernel} (interpreted)"}}, heard
             agree(found[0], wanted[0], within=1e-5, what=f"{kind}: values")
-            agree(found[1], wanted[1], within=1e-4, least=1e-3, what=f"{kind}: gradient of ")
+            agree(found[1], wanted[1], within=slopes, least=1e-3, what=f"{kind}: gradient of ")
     except (AssertionError, BadInput) as failure:
         return str(failure)
     return ""

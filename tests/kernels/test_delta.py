@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.conformance import on_shards
 from tests.kernels.test_recurrence import differentiated, exact, mixed
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.engines import recurrence as engine
 from transformer_jax.conformance.subject import agree, jit
 from transformer_jax.errors import BadInput
 from transformer_jax.kernels import delta as kernel
+from transformer_jax.parallel.mesh import Axes
 
 B, N, H, M = 1, 2, 16, 24
 BUDGET = {"float32": 1e-5, "bfloat16": 2e-2}
@@ -147,3 +149,18 @@ def test_mechanisms_with_padding_and_packing_are_those_of_the_engine(name, lengt
 def test_what_the_kernel_cannot_honour_is_refused(name, why):
     with pytest.raises(BadInput, match=why):
         mixed(name, "interpret", Layout.plain(2, 20), 20, False, True)
+
+
+@pytest.mark.parametrize(
+    "name, axes",
+    [
+        ("gated_delta_net", Axes(data=1, fsdp=2, tensor=2, sequence=2)),
+        pytest.param("gated_delta_net", Axes(data=1, sequence=8), marks=pytest.mark.slow),
+        pytest.param("delta_net", Axes(data=1, sequence=8), marks=pytest.mark.slow),
+    ],
+)
+def test_on_shards_of_a_sequence_it_is_the_engine_on_one_device(on_eight_devices, name, axes):
+    """What a shard passes on, its end state and its transition product, comes from the kernel as well; the
+    gradient of a decay has three times its budget on one device (docs/kernels.md), as two calls add to it."""
+    said = on_eight_devices(on_shards.kernel_failure, name, "causal", axes, kernel=kernel.NAME, slopes=3e-4)
+    assert said == ""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.conformance import on_shards
 from transformer_jax.attention.catalogue import build
 from transformer_jax.attention.contract import Geometry, Layout
 from transformer_jax.attention.engines import recurrence as engine
@@ -18,6 +19,7 @@ from transformer_jax.conformance.subject import agree, jit
 from transformer_jax.errors import BadInput
 from transformer_jax.kernels import recurrence as kernel
 from transformer_jax.kernels.choice import executing, recording
+from transformer_jax.parallel.mesh import Axes
 
 B, N, H, M = 1, 2, 16, 24
 BUDGET = {"float32": 1e-5, "bfloat16": 1e-2}
@@ -155,3 +157,15 @@ def test_what_the_kernel_cannot_honour_is_refused():
         engine.run(jax.tree.map(lambda x: x[..., :5], steps))
     with executing("x", "interpret"), pytest.raises(BadInput, match="float16"):
         engine.run(jax.tree.map(lambda x: x.astype(jnp.float16), steps))
+
+
+@pytest.mark.parametrize(
+    "name, direction, axes",
+    [
+        ("retention", "causal", Axes(data=1, fsdp=2, tensor=2, sequence=2)),
+        ("linear", "causal", Axes(data=1, sequence=8)),
+    ],
+)
+def test_on_shards_of_a_sequence_it_is_the_engine_on_one_device(on_eight_devices, name, direction, axes):
+    """What a shard passes on comes from the kernel as well; padding and packing are there."""
+    assert on_eight_devices(on_shards.kernel_failure, name, direction, axes, kernel=kernel.NAME) == ""

@@ -214,7 +214,7 @@ def summary(steps: Steps, chunk: int | None = None) -> Summary:
     """The map from the state before all of the steps to the one after them."""
     chunk, H = tokens_per_chunk(steps, chunk), steps.k.shape[-1]
     if steps.b is None:
-        _, S = _by_chunks(_unread_chunk, steps, steps.empty(), chunk)
+        S = _last(steps, steps.empty(), chunk)
         if steps.log_decay is None:
             return jnp.ones((*S.shape[:2], 1, 1), S.dtype), S
         A = jnp.exp(jnp.sum(steps.log_decay.astype(S.dtype), axis=1))
@@ -222,8 +222,15 @@ def summary(steps: Steps, chunk: int | None = None) -> Summary:
     start = jnp.broadcast_to(jnp.eye(H, dtype=steps.dtype), (*steps.empty().shape[:2], H, H))
     both = jnp.concatenate([steps.empty(), start], axis=-1)
     v = jnp.concatenate([steps.v, jnp.zeros_like(steps.k)], axis=-1)
-    _, both = _by_chunks(_unread_chunk, replace(steps, v=v), both, chunk)
+    both = _last(replace(steps, v=v), both, chunk)
     return both[..., -H:], both[..., :-H]
+
+
+def _last(steps: Steps, S: jax.Array, chunk: int) -> jax.Array:
+    """The state after all of the steps."""
+    if found := recurrence_kernel.run(steps, S):
+        return found[1]
+    return _by_chunks(_unread_chunk, steps, S, chunk)[1]
 
 
 def composed(first: Summary, second: Summary) -> Summary:
