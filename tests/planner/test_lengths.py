@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from transformer_jax import experiment
@@ -112,3 +114,10 @@ def test_where_only_full_attention_does_not_fit_the_other_is_faster():
     }
     rows = [row("full", 2048, 1.0), row("full", 8192, None), row("other", 2048, 2.0), row("other", 8192, 3.0)]
     assert table(rows).splitlines()[-1].endswith("| 8k |")
+
+
+def test_the_readme_has_the_table_of_the_kept_plans(capsys):
+    root = Path(__file__).resolve().parents[2]
+    kept = sorted((root / "experiments" / "results").glob("planned_*"))
+    lengths.main([str(folder) for folder in kept])
+    assert capsys.readouterr().out in (root / "README.md").read_text()
