@@ -44,12 +44,20 @@ def test_every_experiment_has_a_row_and_a_section(folder):
     text = index.page(index.held(folder))
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert len(rows) == 2 == len(re.findall("^## ", text, re.MULTILINE))
-    assert "2 variants, 1 rate, 2 seeds; 2 CPU cores, 20" in rows[0]
+    assert "2 variants, 1 rate, 2 seeds; 100 steps; 2 CPU cores, 20" in rows[0]
+    assert "2 rates, 1 seed; 100 steps; 2 CPU cores" in rows[1]
     assert "accuracy: full 0.900, linear 0.700" in rows[0]  # the best first
     assert "2 did not reproduce, 1 reproduced" in rows[0]
     assert "perplexity: full 1.500 | none published" in rows[1]
     for expected in ("arXiv:1234.5678, Table 9 (exact", "jax 0.10.2", "(one/report/report.md)"):
         assert expected in text
+
+
+def test_a_fraction_of_the_published_steps_is_said(fabricate):
+    """As `experiment` writes a departure."""
+    said = {"full": ["train.steps is 100, published with 35,000", "train.warmup is 1, published with 175"]}
+    text = index.page([fabricate({"full": {0.1: [0.9]}}, departures=said)])
+    assert "1 seed; 100 steps (published: 35,000); 2 CPU cores" in text
 
 
 def test_report_of_the_folder_writes_all(folder):

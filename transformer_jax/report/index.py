@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from transformer_jax.report.summary import Summary, remarks, summarize
 from transformer_jax.report.table import Column, Sheet, markdown
 
 TITLE = "Results"
+DEPARTURE = re.compile(r"train\.steps is [\d,]+, published with ([\d,]+)")
 
 
 def held(folder: Path) -> list[Path]:
@@ -64,7 +67,16 @@ def _setting(results: Results) -> str:
     )
     size = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts)
     where = ", ".join([*results.devices(), " to ".join(results.dates())])
-    return "; ".join(filter(None, [experiment.get("scale", ""), size, where]))
+    return "; ".join(filter(None, [experiment.get("scale", ""), size, _steps(experiment), where]))
+
+
+def _steps(experiment: Mapping[str, Any]) -> str:
+    """How many steps a run may take, and how many the published ones took where those are others."""
+    steps = {s.get("train", {}).get("steps") for s in experiment.get("settings", {}).values()} - {None}
+    said = [line for lines in experiment.get("departures", {}).values() for line in lines]
+    published = {found[1] for line in said if (found := DEPARTURE.match(line))}
+    ours = " to ".join(f"{n:,}" for n in sorted({min(steps), max(steps)})) + " steps" if steps else ""
+    return f"{ours} (published: {' to '.join(sorted(published))})" if published else ours
 
 
 def _ranking(results: Results, summaries: list[Summary]) -> str:
