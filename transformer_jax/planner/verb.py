@@ -121,39 +121,13 @@ def mesh_changes(text: str | None) -> dict[str, str]:
 
 
 def render(plans: Iterable[Plan]) -> Group:
-    """The plans as a table, what they send, and how to read them."""
+    """The plans as a table, a column each, what they send, and how to read them."""
     plans = list(plans)
-    table = Table(title="Planned training steps, per chip")
-    columns = ("variant", "slice", "mesh", "remat", "fits", "arguments", "temporaries", "outputs")
-    for name in (*columns, "TFLOP", "GB read, written", "step, ms", "bound", "tokens/s", "MFU"):
-        table.add_column(
-            name, justify="left" if name in ("variant", "slice", "mesh", "remat", "bound") else "right"
-        )
+    table = Table("per chip", title="Planned training steps")
     for made in plans:
-        memory, read = made.memory, made.seconds is not None
-        size = lambda value: f"{value / GIB:.2f}"
-        table.add_row(
-            made.variant,
-            made.topology,
-            mesh_text(made),
-            made.remat,
-            f"yes, {-made.missing / GIB:.2f} left" if made.fits else f"no, {made.missing / GIB:.2f} too much",
-            size(memory.arguments),
-            size(memory.temporaries),
-            size(memory.outputs),
-            *(
-                (
-                    f"{made.counts['flops'] / 1e12:.3g}",
-                    f"{made.counts['bytes'] / 1e9:.3g}",
-                    f"{made.seconds * 1e3:,.3g}",
-                    made.bound,
-                    f"{made.tokens_per_s:,.0f}",
-                    f"{made.mfu:.1%}" if made.mfu else "",
-                )
-                if read
-                else ("",) * 6
-            ),
-        )
+        table.add_column(made.variant, justify="right")
+    for name in facts(plans[0]) if plans else ():
+        table.add_row(name, *(facts(made)[name] for made in plans))
     lines = [Text(line) for made in plans for line in sent(made)]
     known = calibrate.calibration()
     kinds = dict.fromkeys(made.topology.partition(":")[0] for made in plans)
@@ -169,6 +143,24 @@ def render(plans: Iterable[Plan]) -> Group:
     left = sorted({reason for made in plans for reason in made.left_out})
     notes = [Text(MODEL), *map(Text, calibrated), Text(f"Left out: {'; '.join(left)}. Memory in GiB.")]
     return Group(table, *lines, *notes)
+
+
+def facts(made: Plan) -> dict[str, str]:
+    """What the table says of a plan."""
+    memory, counts = made.memory, made.counts
+    size = lambda value: f"{value / GIB:.2f}"
+    fits = f"yes, {size(-made.missing)} left" if made.fits else f"no, {size(made.missing)} too much"
+    found = {"slice": made.topology, "mesh": mesh_text(made), "remat": made.remat, "fits": fits}
+    found |= {name: size(getattr(memory, name)) for name in ("arguments", "temporaries", "outputs")}
+    read = made.seconds is not None
+    return found | {
+        "TFLOP": f"{counts['flops'] / 1e12:.3g}" if read else "",
+        "GB read, written": f"{counts['bytes'] / 1e9:.3g}" if read else "",
+        "step, ms": f"{made.seconds * 1e3:,.3g}" if made.seconds else "",
+        "bound": made.bound or "",
+        "tokens/s": f"{made.tokens_per_s:,.0f}" if made.tokens_per_s else "",
+        "MFU": f"{made.mfu:.1%}" if made.mfu else "",
+    }
 
 
 def sent(made: Plan) -> list[str]:
