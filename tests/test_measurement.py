@@ -11,7 +11,9 @@ from transformer_jax import cli
 from transformer_jax.errors import BadInput
 from transformer_jax.experiment import Measurement
 from transformer_jax.measurement import measure
+from transformer_jax.report.results import device_in_words
 from transformer_jax.report.write import report
+from transformer_jax.train.run import device
 
 pytestmark = pytest.mark.quick
 
@@ -74,7 +76,7 @@ def test_it_is_reported_from_its_files(tmp_path, capsys):
     out = tmp_path / "m"
     measure(Measurement(title="Title", measure=Counted(), claim="c"), out, about=ABOUT)
     (page,) = report([out])
-    assert "Title" in page.read_text() and "CPU core" in page.read_text()
+    assert "Title" in page.read_text() and device_in_words(device()) in page.read_text()
     text = (out / "report" / "report.md").read_text()
     # 64² against 100 · 64: the crossover lies between 64 and 128 tokens.
     assert "| linear | 1.00 | 1.00 | 128 | never here |" in text and "| full | 2.00 | 1.00 |" in text

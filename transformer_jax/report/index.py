@@ -76,7 +76,8 @@ def _steps(experiment: Mapping[str, Any]) -> str:
     said = [line for lines in experiment.get("departures", {}).values() for line in lines]
     published = {found[1] for line in said if (found := DEPARTURE.match(line))}
     ours = " to ".join(f"{n:,}" for n in sorted({min(steps), max(steps)})) + " steps" if steps else ""
-    return f"{ours} (published: {' to '.join(sorted(published))})" if published else ours
+    theirs = sorted(published, key=lambda number: int(number.replace(",", "")))
+    return f"{ours} (published: {' to '.join(theirs)})" if published else ours
 
 
 def _ranking(results: Results, summaries: list[Summary]) -> str:

@@ -48,7 +48,7 @@ def attend(
     if why := no_shards(q, k, v, plan, rule, by_distance) if cut else not_static(plan):
         refuse(why)
         return None
-    causal = plan.reach is not None and plan.reach[1] == 0
+    causal = softmax_sharded.after_none(plan)
     # Padding is on the right: a causal query that is none sees none.
     segmented = layout.segments is not None or (layout.lengths is not None and not causal)
     kernels = (
