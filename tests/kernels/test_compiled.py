@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+from dataclasses import replace
 from importlib.util import find_spec
 
 import jax
@@ -45,13 +47,17 @@ def compiled(
     *,
     dtype: str = "bfloat16",
     head_size: int = 128,
+    causal: bool = True,
+    padded: bool = False,
     **options,
 ):
     """The core of a mechanism, forward and backward in its streams, for that chip; and what it ran on."""
     mesh = make_mesh(axes or Axes(), devices(chip)[:parts])
     sizes = {"width": 4 * head_size, "heads": 4, "kv_heads": 2, "head_size": head_size}
-    geometry = Geometry(**sizes, length=length, dtype=dtype)
+    geometry = Geometry(**sizes, length=length, dtype=dtype, causal=causal)
     mixer, layout = build(name, geometry, rngs=nnx.Rngs(0), **options), Layout.plain(2, length)
+    if padded:
+        layout = replace(layout, lengths=jnp.array([length, length // 2]))
     x = jax.ShapeDtypeStruct((2, length, 4 * head_size), jnp.dtype(dtype))
     streams = jax.eval_shape(lambda x: mixer.streams(x, layout)[0], x)
 
@@ -92,6 +98,18 @@ def test_block_sparse_attention_runs_on_splash():
     blocks = tuple(tuple(sorted({0, row // 2, row})) for row in range(length // block))
     program, said = compiled("v5e", "block_sparse", length, block=block, blocks=blocks)
     assert said == "splash" and not largest_square(program.as_text(), length)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    "name, few", [("nystrom", "landmarks"), ("linformer", "landmarks"), ("latent", "latents")]
+)
+def test_landmarks_run_on_splash_without_an_array_of_all_pairs(name, few, padded):
+    length, count = 4096, 512
+    program, said = compiled("v5e", name, length, causal=False, padded=padded, **{few: count})
+    assert said == "splash"
+    shapes = re.findall(r"\[([\d,]+)\]", program.as_text())
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < 2 * 4 * length * count
 
 
 def test_on_a_mesh_each_device_has_its_rows_and_heads():

@@ -69,6 +69,9 @@ CASES = [
     ("softcap", True, {"cap": 0.5}),
     ("multi_head_latent", True, {}),  # keys longer than values
     ("differential", True, {}),  # two queries per head
+    ("linformer", False, {"landmarks": 40}),  # keys that are not tokens
+    ("nystrom", False, {"landmarks": 40}),  # nor are the queries
+    ("latent", False, {"latents": 40}),
 ]
 
 
@@ -170,6 +173,13 @@ ALONE, WITH_ALL = Axes(data=1, sequence=8), Axes(data=1, fsdp=2, tensor=2, seque
         ("sliding_window", "causal", WITH_ALL, {"window": 5}),  # a halo
         ("sliding_window", "bidirectional", ALONE, {"window": 10}),  # of more than a shard
         ("softcap", "causal", ALONE, {"cap": 0.5}),
+        (
+            "nystrom",
+            "bidirectional",
+            WITH_ALL,
+            {},
+        ),  # landmarks ask all shards
+        ("latent", "bidirectional", ALONE, {}),
     ],
 )
 def test_on_shards_of_a_sequence_the_kernel_is_the_engine(on_eight_devices, name, direction, axes, options):
@@ -188,6 +198,7 @@ TWO = Axes(data=1, sequence=2)
         ("sliding_window", True, TWO, 1304, {"window": 300}),  # a halo that ends within a tile
         ("sliding_window", False, TWO, 1304, {"window": 300}),
         ("full", False, ALONE, 64, {"heads": 16}),  # few keys, gathered
+        ("nystrom", False, TWO, 1304, {"landmarks": 40}),
     ],
 )
 def test_shards_of_many_tiles_and_few_keys_are_those_of_the_engine(

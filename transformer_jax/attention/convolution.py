@@ -1,4 +1,4 @@
-"""A short causal convolution of each channel with itself."""
+"""Short convolutions: of each channel with itself, causal, and of heads, centred on the token."""
 
 from __future__ import annotations
 
@@ -82,8 +82,16 @@ def _on_shard(x: jax.Array, segments: jax.Array | None, kernel: jax.Array) -> ja
     return _convolved(kernel, *halo((x, segments), len(kernel) - 1))
 
 
+BLOCK = 128
+"""Tokens that `centred` convolves by one product."""
+
+
 def centred(v: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Σ_j kernel_j v_{t+j}, j around 0: v (B, T, N, H) with kernel (N, taps), zeros beyond the ends."""
+    """Σ_j kernel_j v_{t+j}, j around 0: v (B, T, N, H) with kernel (N, taps), zeros beyond the ends.
+
+    A block of tokens is a product with a matrix whose diagonals are the taps: of the gradient of shifted
+    copies, one for each tap, a TPU's compiler keeps them all, and a CPU's reads them one after another.
+    """
     reach = kernel.shape[1] // 2
     if cuts_sequence():
         return along_time(lambda v, kernel: _centred(halo(v, reach, reach), kernel), v, whole=kernel)
@@ -91,7 +99,28 @@ def centred(v: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _centred(padded: jax.Array, kernel: jax.Array) -> jax.Array:
-    length = padded.shape[1] - kernel.shape[1] + 1
-    taps = enumerate(kernel.T.astype(padded.dtype))
-    terms = (w[None, None, :, None] * padded[:, j : j + length] for j, w in taps)
-    return sum(terms, jnp.zeros_like(padded[:, :length]))
+    batch, _, heads, size = padded.shape
+    before = kernel.shape[1] - 1
+    length = padded.shape[1] - before
+    block, count = _blocks(length, before)
+    tap = jnp.arange(block + before)[None] - jnp.arange(block)[:, None]
+    inside = (tap >= 0) & (tap <= before)
+    band = jnp.where(inside, kernel[:, jnp.clip(tap, 0, before)], 0).astype(padded.dtype)
+    missing = (count + 1) * block - padded.shape[1]
+    blocks = jnp.pad(padded, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    blocks = blocks.reshape(batch, count + 1, block, heads, size)
+    seen = jnp.concatenate([blocks[:, :-1], blocks[:, 1:, :before]], axis=2)
+    y = jnp.einsum("nij,bcjnh->bcinh", band, seen)
+    return y.reshape(batch, count * block, heads, size)[:, :length]
+
+
+def _blocks(length: int, before: int) -> tuple[int, int]:
+    """Tokens of a block, which must reach no further than into the next, and how many there are."""
+    block = max(min(BLOCK, length), before)
+    return block, -(-length // block)
+
+
+def centred_flops(batch: int, length: int, heads: int, size: int, taps: int) -> int:
+    """Matrix-product FLOPs of `centred`."""
+    block, count = _blocks(length, taps - 1)
+    return 2 * batch * count * block * (block + taps - 1) * heads * size

@@ -6,11 +6,18 @@ every device has; tokens then ask them where they are.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from transformer_jax.attention.core import repeat_heads
+from transformer_jax.attention.engines import softmax_kernel, softmax_sharded
+from transformer_jax.attention.engines.softmax import InParts
+from transformer_jax.attention.engines.softmax_plan import band
+from transformer_jax.attention.engines.softmax_rows import Streams, accurate
 from transformer_jax.parallel.sequence import AXIS, Shards, cuts
 
 
@@ -18,7 +25,8 @@ def compress(x: jax.Array, projection: jax.Array, valid: jax.Array | None = None
     """Σ_s projection[s] x_s: (B, S, K, H) with (S, m), or (B, S, m) for each row its own → (B, m, K, H).
     Padding, where `valid` (B, S) is False, adds nothing: the result is that of the shorter sequence."""
     if not cuts(x):
-        return _compressed(x, projection, valid)
+        # Apart from what reads it: libtpu 0.0.52 aborts on a product merged with products of the landmarks.
+        return lax.optimization_barrier(_compressed(x, projection, valid))
     shards = Shards.of(len(x), x.shape[2])
     rows = PartitionSpec(AXIS) if projection.ndim == 2 else PartitionSpec(shards.batch, AXIS)
     tokens = x, valid
@@ -38,51 +46,42 @@ def _compressed(x: jax.Array, projection: jax.Array, valid: jax.Array | None) ->
     return jnp.einsum(f"bskh,{rows}->bmkh", x, projection.astype(x.dtype))
 
 
-def read(q: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array | None = None) -> jax.Array:
-    """`attend` with landmarks that ask the tokens: q (B, m, N, H), keys and values (B, S, K, H)."""
-    if not cuts(keys):
-        return attend(q, keys, values, valid)
-    shards = Shards.of(len(q), q.shape[2], keys.shape[2])
-    tokens = keys, values, valid
-    where = shards.streams(q, time=None)
-    return shards.run(_read_on_shard, (q, where), (tokens, shards.streams(tokens)), out=where)
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+    """softmax(q kᵀ / √H) v over all keys, or those that are `seen` (B, S): tokens that ask landmarks, or
+    landmarks that ask tokens.
 
+    Args:
+      q, k, v: (B, T, N, H), (B, S, K, H), (B, S, K, M), of one dtype.
 
-def _read_on_shard(q: jax.Array, tokens: tuple) -> jax.Array:
-    """The softmax over the tokens of all shards, from the sums of each."""
-    keys, values, valid = tokens
-    s = scores(q, keys, valid)
-    top = lax.stop_gradient(lax.pmax(lax.stop_gradient(jnp.max(s, axis=-1, keepdims=True)), AXIS))
-    e = jnp.exp(s - top)
-    o = lax.psum(jnp.einsum("bkgtm,bmkh->btkgh", e, values), AXIS)
-    z = lax.psum(jnp.sum(e, axis=-1), AXIS)
-    return (o / jnp.moveaxis(z, 3, 1)[..., None]).reshape(*q.shape[:3], values.shape[-1])
-
-
-def attend(q: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array | None = None) -> jax.Array:
-    """softmax(q kᵀ / √H) v over landmarks: q (B, T, N, H), keys and values (B, m, K, H) → (B, T, N, H).
-
-    Memory is T·m: nothing has T² elements. `seen`: as in `weights`, of which these are the means.
+    Returns:
+      o (B, T, N, M), in float32 or wider; 0, or on a kernel anything finite, where nothing is seen.
     """
-    o = jnp.einsum("bkgtm,bmkh->btkgh", weights(q, keys, seen), values)
-    return o.reshape(*q.shape[:3], values.shape[-1])
+    plan, scale = band(q.shape[1], k.shape[1]), q.shape[-1] ** -0.5
+    segments = None
+    if seen is not None:
+        segments = jnp.zeros(q.shape[:2], jnp.int32), jnp.where(seen, 0, -1)
+    o = softmax_kernel.attend(
+        q, k, v, segments, plan, rule=None, by_distance=True, scale=scale, soft_cap=None
+    )
+    if o is None:
+        query, key = ({} if segments is None else {"segment": each} for each in segments or (None, None))
+        o, _ = softmax_sharded.attend(q, k, v, plan, InParts(partial(score, scale)), query=query, key=key)
+    return o.astype(accurate(v.dtype))
+
+
+def score(scale: float, qk: jax.Array, query: Streams, key: Streams, shared: Streams) -> jax.Array:
+    """`softmax.Score` of keys that are hidden where their segment is another."""
+    s = qk * scale
+    return jnp.where(query["segment"][:, None] == key["segment"][None], s, -jnp.inf) if query else s
 
 
 def weights(q: jax.Array, keys: jax.Array, seen: jax.Array | None = None) -> jax.Array:
-    """softmax(q kᵀ / √H): q (B, T, N, H), keys (B, m, K, H) → (B, K, N / K, T, m).
-
-    Query head n reads key-value head n // (N / K). Either may be the landmarks, the other the tokens. Of the
-    keys those that are `seen` (B, m) take part; where none is, the weights are any that are finite.
-    """
-    return jax.nn.softmax(scores(q, keys, seen), axis=-1)
-
-
-def scores(q: jax.Array, keys: jax.Array, seen: jax.Array | None) -> jax.Array:
-    """What `weights` are the softmax of."""
-    batch, length, heads, size = q.shape
-    grouped = q.astype(keys.dtype).reshape(batch, length, keys.shape[2], -1, size)
-    s = jnp.einsum("btkgh,bmkh->bkgtm", grouped, keys) * size**-0.5
-    return s if seen is None else jnp.where(seen[:, None, None, None], s, jnp.finfo(s.dtype).min)
+    """softmax(q kᵀ / √H) of landmarks among themselves, in float32 or wider: q (B, m, N, H), keys
+    (B, m, K, H) → (B, N, m, m). Of the keys those that are `seen` (B, m) take part."""
+    q, keys = (repeat_heads(x, q.shape[2]).astype(accurate(x.dtype)) for x in (q, keys))
+    s = jnp.einsum("binh,bjnh->bnij", q, keys) * q.shape[-1] ** -0.5
+    s = s if seen is None else jnp.where(seen[:, None, None], s, jnp.finfo(s.dtype).min)
+    return jax.nn.softmax(s, axis=-1)
 
 
 def flops(batch: int, queries: int, keys: int, landmarks: int, heads: int, kv_heads: int, size: int) -> int:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.engines import softmax_sharded
 from transformer_jax.attention.engines.softmax import Inputs
 from transformer_jax.attention.engines.softmax_plan import Plan
@@ -28,7 +27,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    layout: Layout,
+    segments: tuple[jax.Array, jax.Array] | None,
     plan: Plan,
     *,
     rule: Callable | None,
@@ -40,6 +39,7 @@ def attend(
 
     Args:
       q, k, v: (B, T, N, H), (B, S, K, H), (B, S, K, M).
+      segments: of queries (B, T) and of keys (B, S), −1 where padded; None where all are of one.
       rule: (i, j) → bool, which of the keys that `plan` lists a query sees; None: all of them. by_distance:
         whether it depends on i − j alone.
       scale, soft_cap: what is done to scores.
@@ -49,38 +49,27 @@ def attend(
         refuse(why)
         return None
     causal = softmax_sharded.after_none(plan)
-    # Padding is on the right: a causal query that is none sees none.
-    segmented = layout.segments is not None or (layout.lengths is not None and not causal)
+    limits = {"capped": soft_cap is not None, "segmented": segments is not None}
+    alone = "the sequence is cut over devices" if cut else cudnn.refusal(q, k, v, plan.reach, **limits)
     kernels = (
         Kernel(splash.NAME, "tpu", splash.refusal(q, k, v)),
-        Kernel(
-            cudnn.NAME,
-            "gpu",
-            "the sequence is cut over devices"
-            if cut
-            else cudnn.refusal(q, k, v, plan.reach, capped=soft_cap is not None, segmented=segmented),
-            interpretable=False,
-        ),
+        Kernel(cudnn.NAME, "gpu", alone, interpretable=False),
     )
     chosen = choose(kernels)
     if chosen is None:
         return None
     name, interpret = chosen
     if name == cudnn.NAME:
-        return on_mesh(lambda q, k, v, _: cudnn.attention(q, k, v, scale=scale, causal=causal), q, k, v, None)
-    segments = None
-    if segmented:
-        segments = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
-        segments = segments if layout.valid is None else jnp.where(layout.valid, segments, -1)
+        return on_mesh(lambda q, k, v, _: cudnn.attention(q, k, v, scale=scale, causal=causal), q, k, v, ())
     if cut:
-        streams = {} if segments is None else {"segment": segments}
+        query, key = ({} if segments is None else {"segment": x} for x in segments or (None, None))
         # The lse has no gradient here, so it goes no further.
         computation = OnSplash(scale, soft_cap, interpret)
-        o, _ = softmax_sharded.attend(q, k, v, plan, computation, query=streams, key=streams)
+        o, _ = softmax_sharded.attend(q, k, v, plan, computation, query=query, key=key)
         return o.astype(q.dtype)
     mask = tiles_of(plan, rule, by_distance)
     kernel = splash.Splash(mask=mask, scale=scale, soft_cap=soft_cap, interpret=interpret)
-    return on_mesh(lambda q, k, v, known: kernel.attention(q, k, v, known, known), q, k, v, segments)
+    return on_mesh(lambda q, k, v, known: kernel.attention(q, k, v, *known), q, k, v, segments or ())
 
 
 def not_static(plan: Plan) -> str:
@@ -132,7 +121,7 @@ class OnSplash:
 
     def kernel(self, plan: Plan) -> splash.Splash:
         rule = lambda i, j: reached(plan, i + plan.place - j)
-        tile = splash.tile_size(plan.pairs / plan.queries)
+        tile = tile_size(plan)
         mask = splash.by_distance(rule, plan.queries, plan.keys, tile)
         return splash.Splash(mask=mask, scale=self.scale, soft_cap=self.soft_cap, interpret=self.interpret)
 
@@ -154,7 +143,7 @@ def refuse(why: str) -> None:
     choose((Kernel(splash.NAME, "tpu", why), Kernel(cudnn.NAME, "gpu", why, interpretable=False)))
 
 
-def on_mesh(f: Callable, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None) -> jax.Array:
+def on_mesh(f: Callable, q: jax.Array, k: jax.Array, v: jax.Array, segments: tuple) -> jax.Array:
     """f of each device's rows and heads: the compiler cannot cut a kernel by itself."""
     mesh = current()
     if mesh is None or mesh.size == 1:
@@ -164,9 +153,13 @@ def on_mesh(f: Callable, q: jax.Array, k: jax.Array, v: jax.Array, segments: jax
     return shards.run(f, *inputs, out=shards.streams(q))
 
 
+def tile_size(plan: Plan) -> int:
+    return splash.tile_size(min(plan.pairs / plan.queries, plan.queries))
+
+
 def tiles_of(plan: Plan, rule: Callable | None, by_distance: bool) -> splash.TileMask:
     """The pattern as a kernel reads it."""
-    tile = splash.tile_size(plan.pairs / plan.queries)
+    tile = tile_size(plan)
     if by_distance and plan.reach is not None:
         return splash.by_distance(rule, plan.queries, plan.keys, tile)
     keys = np.stack([plan.listed(row) for row in range(plan.rows)])

@@ -19,6 +19,15 @@ from transformer_jax.attention.engines.softmax_plan import Plan
 from transformer_jax.attention.heads import HeadMixer
 
 
+def segments_of(layout: Layout, queries: int) -> tuple[jax.Array, jax.Array] | None:
+    """Segments of so many queries, the first, and of the keys, −1 where padded; None where all are of one."""
+    if layout.segments is None and layout.lengths is None:
+        return None
+    segment = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
+    query = jnp.zeros((len(segment), queries), jnp.int32) if layout.segments is None else segment[:, :queries]
+    return query, segment if layout.valid is None else jnp.where(layout.valid, segment, -1)
+
+
 class SoftmaxMixer(HeadMixer):
     """softmax(q kᵀ / √H) v over the keys that a query `sees`.
 
@@ -100,8 +109,11 @@ class SoftmaxMixer(HeadMixer):
             return None
         place: Any = np.zeros((1, 1), int)
         everything = self.within(place, place) is None
+        plan = self.plan(q.shape[1], k.shape[1])
+        # Padding is on the right: a causal query that is none sees none.
+        alone = layout.segments is None and softmax_sharded.after_none(plan)
         return softmax_kernel.attend(
-            *(q, k, v, layout, self.plan(q.shape[1], k.shape[1])),
+            *(q, k, v, None if alone else segments_of(layout, q.shape[1]), plan),
             rule=None if everything else self.within,
             by_distance=not isinstance(self, StoredMixer),
             scale=self.scale,
@@ -134,10 +146,8 @@ class SoftmaxMixer(HeadMixer):
         query, key = self.read_by_score(streams)
         query |= {"index": jnp.arange(q.shape[1])}
         key |= {"index": jnp.arange(k.shape[1]), "k": k, "v": v}
-        if layout.segments is not None or layout.lengths is not None:
-            segment = jnp.zeros_like(layout.positions) if layout.segments is None else layout.segments
-            query["segment"] = segment[:, : q.shape[1]]
-            key["segment"] = segment if layout.valid is None else jnp.where(layout.valid, segment, -1)
+        if (segments := segments_of(layout, q.shape[1])) is not None:
+            query["segment"], key["segment"] = segments
         if places is not None:
             key = {name: jnp.take(x, places, axis=min(x.ndim - 1, 1)) for name, x in key.items()}
         k, v = key.pop("k"), key.pop("v")

@@ -5,7 +5,8 @@
 - Few keys: all of them to every shard, once. Few means that they, all together, take no more memory than a
   shard's queries, and that every query sees them all: of keys that come after it a query would compute, and
   throw away, as many as it needs.
-- Few queries, which see all keys: each shard gives the part of its keys, and the parts merge.
+- Few queries, which see all keys: each shard gives the part of its keys, and the parts merge. Few means that
+  they take no more memory than a shard's keys.
 - Otherwise all keys go round (`softmax_ring`).
 - What no `reach` describes, or does not divide over the devices, is computed on whole sequences.
 """
@@ -20,7 +21,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from transformer_jax.attention.engines.interleaved import aligned, interleaved
-from transformer_jax.attention.engines.softmax import Computation, Inputs, attending, inputs_of, merge
+from transformer_jax.attention.engines.softmax import (
+    Computation,
+    Inputs,
+    as_cotangent,
+    attending,
+    inputs_of,
+)
 from transformer_jax.attention.engines.softmax_plan import Plan, band
 from transformer_jax.attention.engines.softmax_ring import ring
 from transformer_jax.attention.engines.softmax_rows import Streams
@@ -82,7 +89,7 @@ def way(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, step: int = 1) -> 
         return "rings"
     if queries and after is None and (not keys or k.size + v.size <= q.size // count):
         return "everywhere"
-    if keys and after is None and not queries:
+    if keys and after is None and (not queries or q.size <= (k.size + v.size) // count):
         return "from all"
     if together or (queries and keys and after is None):
         return "ring"
@@ -95,7 +102,7 @@ def hidden(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> str:
     match way(q, k, v, plan):
         case "near":
             return ""
-        case "everywhere" | "ring" if plan.reach == (None, None):
+        case "everywhere" | "from all" | "ring" if plan.reach == (None, None):
             return ""
         case "ring" if plan.reach == (None, 0):
             return "" if in_halves(q, plan) else "a causal ring wants shards with an even number of tokens"
@@ -150,9 +157,31 @@ def everywhere(computation: Computation, x: Inputs) -> tuple[jax.Array, jax.Arra
 
 
 def from_all(computation: Computation, x: Inputs) -> tuple[jax.Array, jax.Array]:
-    """The results over the keys of each shard, as one."""
-    o, lse = lax.all_gather(everywhere(computation, x), AXIS)
-    return merge(list(zip(o, lse, strict=True)))
+    """The results over the keys of each shard, as one. Every shard has all queries, and what comes back to a
+    result that all have is shared among them: its gradient is the sum."""
+    plan = band(x.q.shape[1], x.k.shape[1])
+
+    def forward(x):
+        o, lse = computation.forward(plan, x)
+        top = lax.pmax(lse, AXIS)
+        top = jnp.where(jnp.isfinite(top), top, 0)
+        weight = jnp.exp(lse - top)
+        total = lax.psum(weight, AXIS)
+        some = jnp.where(total > 0, total, 1)
+        o = lax.psum(weight[..., None] * o, AXIS) / some[..., None]
+        return o, jnp.where(total > 0, top + jnp.log(some), -jnp.inf)
+
+    def run_forward(x):
+        done = forward(x)
+        return done, (x, *done)
+
+    def backward(saved, cotangents):
+        found = computation.backward(plan, *saved, *lax.psum(cotangents, AXIS))
+        return (as_cotangent(saved[0], found),)
+
+    run = jax.custom_vjp(forward)
+    run.defvjp(run_forward, backward)
+    return run(x)
 
 
 def whole(computation: Computation, plan: Plan, x: Inputs) -> tuple[jax.Array, jax.Array]:

@@ -82,12 +82,12 @@ class Latent(HeadMixer):
         return x
 
     def core(self, streams, layout, state):
-        exact = jnp.promote_types(jnp.float32, streams["v"].dtype)
-        q, k, v = (streams[name][:, :, 0].astype(exact) for name in ("q", "k", "v"))
-        P, W_K, W_V = (self.weights()[name][0].astype(exact) for name in ("P", "W_K", "W_V"))
-        P = jnp.broadcast_to(P[None], (len(k), *P.shape))
-        Y_P = engine.read(P, k, v, layout.valid).reshape(*P.shape[:2], -1)
-        keys, values = ((Y_P @ W).reshape(*P.shape[:2], *k.shape[2:]) for W in (W_K, W_V))
+        q, k, v = (streams[name][:, :, 0] for name in ("q", "k", "v"))
+        P, W_K, W_V = (self.weights()[name][0] for name in ("P", "W_K", "W_V"))
+        P = jnp.broadcast_to(P[None].astype(k.dtype), (len(k), *P.shape))
+        Y_P = engine.attend(P, k, v, layout.valid).reshape(*P.shape[:2], -1)
+        packed = (Y_P @ W.astype(Y_P.dtype) for W in (W_K, W_V))
+        keys, values = (x.reshape(*P.shape[:2], *k.shape[2:]).astype(q.dtype) for x in packed)
         return engine.attend(q, keys, values)[:, :, None], {}
 
     def core_flops(self, batch, length):

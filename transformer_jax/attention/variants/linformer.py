@@ -57,8 +57,8 @@ class Linformer(HeadMixer):
                 f"linformer projects at most length={self.geometry.length} keys, and was given {length}: "
                 f"raise length, or shorten the context."
             )
-        keys = engine.compress(k, self.E[...][:length], layout.valid)
-        values = engine.compress(v, self.F[...][:length], layout.valid)
+        keys = engine.compress(k, self.E[...][:length], layout.valid).astype(k.dtype)
+        values = engine.compress(v, self.F[...][:length], layout.valid).astype(v.dtype)
         return engine.attend(q, keys, values), {}
 
     def core_flops(self, batch, length):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability, Geometry
-from transformer_jax.attention.convolution import centred
+from transformer_jax.attention.convolution import centred, centred_flops
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines import landmarks as engine
 from transformer_jax.attention.heads import HeadMixer
@@ -97,23 +97,34 @@ class Nystrom(HeadMixer):
     def core(self, streams, layout, state):
         q, k, v, valid = streams["q"], streams["k"], streams["v"], layout.valid
         v = v if valid is None else jnp.where(valid[..., None, None], v, 0)
-        means, present = segments(q.shape[1], layout.lengths, self.landmarks)
-        q_means, k_means = (engine.compress(x, means.astype(q.dtype), valid) for x in (q, k))
-        k_means = repeat_heads(k_means, self.geometry.heads)
-        A = engine.weights(q_means, k_means, present)[:, :, 0]
+        if valid is None and q.shape[1] % self.landmarks == 0:
+            means, present = (mean(x, self.landmarks) for x in (q, k)), None
+        else:
+            parts, present = segments(q.shape[1], layout.lengths, self.landmarks)
+            means = (engine.compress(x, parts, valid) for x in (q, k))
+        q_means, k_means = (x.astype(q.dtype) for x in means)
+        A = engine.weights(q_means, k_means, present)
         if present is not None:
             A = jnp.where(present[:, None, :, None], A, 0)
-        read = engine.read(q_means, k, v.astype(k_means.dtype), valid)
-        read = jnp.einsum("bnij,bjnh->binh", self.inverse(A), read)
-        o = engine.attend(q, k_means, read, present)
-        return o + centred(repeat_heads(v.astype(o.dtype), self.geometry.heads), self.kernel[...]), {}
+        read = engine.attend(q_means, k, v, valid)
+        read = jnp.einsum("bnij,bjnh->binh", self.inverse(A), read).astype(v.dtype)
+        o = engine.attend(q, repeat_heads(k_means, self.geometry.heads), read, present)
+        return o + centred(repeat_heads(v, self.geometry.heads), self.kernel[...]), {}
 
     def core_flops(self, batch, length):
         g, m = self.geometry, min(self.landmarks, length)
-        means = 2 * batch * length * m * (g.heads + g.kv_heads) * g.head_size
+        uneven = length % self.landmarks > 0  # else no product
+        means = uneven * 2 * batch * length * m * (g.heads + g.kv_heads) * g.head_size
         softmaxes = (8 * length * m + 2 * m * m) * batch * g.heads * g.head_size
         inverse = 2 * batch * g.heads * (4 * self.iterations * m**3 + m * m * g.head_size)
-        return means + softmaxes + inverse
+        skip = centred_flops(batch, length, g.heads, g.head_size, self.kernel[...].shape[1])
+        return means + softmaxes + inverse + skip
+
+
+def mean(x: jax.Array, count: int) -> jax.Array:
+    """Of x (B, T, K, H) the means (B, count, K, H) of equal segments, in float32 or wider."""
+    parts = x.reshape(len(x), count, -1, *x.shape[2:])
+    return jnp.mean(parts, axis=2, dtype=jnp.promote_types(jnp.float32, x.dtype))
 
 
 def segments(length: int, lengths: jax.Array | None, landmarks: int) -> tuple[jax.Array, jax.Array | None]:
