@@ -1,4 +1,4 @@
-"""The short convolution against a sum over taps, and its state."""
+"""Short convolutions against sums over taps, and the state of the causal one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from transformer_jax.attention.contract import Layout
-from transformer_jax.attention.convolution import ShortConvolution
+from transformer_jax.attention.convolution import ShortConvolution, centred
 from transformer_jax.errors import BadInput
 
 pytestmark = pytest.mark.quick
@@ -87,3 +87,16 @@ def test_it_can_be_built_for_many_layers_at_once():
     stacked = jax.vmap(lambda rngs: ShortConvolution(2, 3, rngs=rngs))(nnx.Rngs(0).split(4))
     assert stacked.kernel[...].shape == (4, 3, 2)
     assert np.unique(stacked.kernel[...]).size == 24
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300])
+@pytest.mark.parametrize("taps", [1, 3, 33, 301])
+def test_a_centred_convolution_is_numpys(length, taps):
+    """Of fewer tokens than taps, of parts of a block and of several."""
+    rng = np.random.default_rng(0)
+    v, kernel = rng.standard_normal((2, length, 3, 2)), rng.standard_normal((3, taps))
+    with jax.enable_x64(True):
+        found = centred(jnp.asarray(v), jnp.asarray(kernel))
+    for b, n, h in np.ndindex(2, 3, 2):
+        wanted = np.correlate(np.pad(v[b, :, n, h], taps // 2), kernel[n], mode="valid")
+        np.testing.assert_allclose(found[b, :, n, h], wanted, rtol=1e-12, atol=1e-12)
