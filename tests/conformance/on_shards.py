@@ -15,7 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from transformer_jax.attention.catalogue import build, find
 from transformer_jax.attention.contract import Geometry, Layout
+from transformer_jax.attention.engines import softmax_sharded
 from transformer_jax.attention.engines.forms import Recurrence, recur
+from transformer_jax.attention.engines.softmax_plan import band
 from transformer_jax.conformance import sharding
 from transformer_jax.conformance.sharding import sequence_changes_nothing
 from transformer_jax.conformance.subject import Subject, agree, inputs, jit, optimized
@@ -54,9 +56,9 @@ class Program:
     streamed: int
 
 
-def program(subject: Subject, devices: int) -> Program:
-    """On so many devices, with PER_DEVICE tokens each."""
-    length = devices * PER_DEVICE
+def program(subject: Subject, devices: int, per_device: int = PER_DEVICE) -> Program:
+    """On so many devices, with so many tokens each."""
+    length = devices * per_device
     mixer = subject.build(dtype="float32", length=length, width=32)
     mesh = make_mesh(Axes(data=1, sequence=devices), jax.devices()[:devices])
     place = NamedSharding(mesh, PartitionSpec(None, "sequence"))
@@ -117,6 +119,13 @@ def few_keys(kv_heads: int) -> tuple[float, int, int]:
     )
     y = jax.device_get(jit(run_cut)(cut, values))
     return float(np.linalg.norm(y - wanted) / np.linalg.norm(wanted)), gathers, permutes
+
+
+def way(queries: int, keys: int, devices: int) -> str:
+    """How keys come to queries that see them all, of four heads each."""
+    q, k = (jax.ShapeDtypeStruct((1, length, 4, 16), jnp.float32) for length in (queries, keys))
+    with on(make_mesh(Axes(data=1, sequence=devices), jax.devices()[:devices])):
+        return softmax_sharded.way(q, k, k, band(queries, keys))
 
 
 def refusal(name: str, length: int) -> str:

@@ -88,6 +88,21 @@ def test_few_keys_are_gathered_and_many_go_round_a_ring(on_eight_devices, kv_hea
     assert (gathers > 0, permutes > 0) == (gathered, not gathered)
 
 
+@pytest.mark.parametrize(
+    "queries, keys, way", [(4096, 4096, "ring"), (64, 4096, "from all"), (4096, 64, "everywhere")]
+)
+def test_only_few_queries_are_on_all_devices(on_eight_devices, queries, keys, way):
+    assert on_eight_devices(on_shards.way, queries, keys, devices=2) == way
+
+
+def test_means_of_segments_that_devices_share_gather_no_tokens(on_eight_devices):
+    """Six segments of 192 tokens each, over eight devices, and eight of 256."""
+    for landmarks in (6, 8):
+        subject = Subject(find("nystrom"), False, {"landmarks": landmarks, "taps": 5})
+        found = on_eight_devices(on_shards.program, subject, 8, 192 if landmarks == 6 else 256)
+        assert found.gathered < found.streamed, f"an array of {found.gathered} numbers is gathered"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [3, 8])
 def test_gaps_that_do_not_divide_a_shard_change_nothing(on_eight_devices, window):

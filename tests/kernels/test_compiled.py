@@ -109,7 +109,9 @@ def test_landmarks_run_on_splash_without_an_array_of_all_pairs(name, few, padded
     program, said = compiled("v5e", name, length, causal=False, padded=padded, **{few: count})
     assert said == "splash"
     shapes = re.findall(r"\[([\d,]+)\]", program.as_text())
-    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < 2 * 4 * length * count
+    sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
+    stream = 2 * length * 4 * 128
+    assert max(sizes) < 1.5 * stream, "of one row of the batch all pairs are two streams"
 
 
 def test_on_a_mesh_each_device_has_its_rows_and_heads():

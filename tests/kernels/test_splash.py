@@ -22,7 +22,7 @@ from transformer_jax.attention.engines.softmax_plan import band
 from transformer_jax.conformance.subject import agree, jit
 from transformer_jax.errors import BadInput
 from transformer_jax.kernels.choice import executing, recording
-from transformer_jax.kernels.splash import Splash, TileMask, by_distance
+from transformer_jax.kernels.splash import Splash, TileMask, by_distance, everything
 from transformer_jax.parallel.mesh import Axes
 
 B, N, K, H = 2, 4, 2, 16
@@ -110,8 +110,14 @@ def test_every_mechanism_that_takes_the_kernel_is_its_definition(name):
         agree(o, jit(partial(by_definition, mixer))(exact), within=mixer.tolerance["float32"], what=name)
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("name, causal, options", CASES[:4])
+@pytest.mark.parametrize(
+    "name, causal, options, packed",
+    [
+        *((*case, packed) for case in CASES[:4] for packed in (False, True)),
+        ("linformer", False, {"landmarks": 40}, False),
+        ("nystrom", False, {"landmarks": 40}, False),
+    ],
+)
 def test_padding_and_packing_are_those_of_the_engine(name, causal, options, packed):
     length = 200
     mixer = mixer_of(name, "float32", causal=causal, length=length, **options)
@@ -123,6 +129,21 @@ def test_padding_and_packing_are_those_of_the_engine(name, causal, options, pack
     found = jit(lambda s: differentiated(partial(by_kernel, mixer, layout), s, seen))(streams)
     wanted = jit(lambda s: differentiated(lambda s: mixer.core(s, layout, None)[0], s, seen))(streams)
     agree(found, wanted, within=1e-5, what="with padding ")
+
+
+@pytest.mark.parametrize("queries, keys", [(150, 70), (70, 150)])
+def test_a_padded_context_is_that_of_the_engine(queries, keys):
+    rng = np.random.default_rng(0)
+    x, context = (jnp.asarray(rng.standard_normal((B, n, 32)), jnp.float32) for n in (queries, keys))
+    layout = Layout(Layout.plain(B, keys).positions, None, jnp.asarray([keys, 33]))
+
+    def results(execution):
+        sizes = {"width": 32, "heads": N, "kv_heads": K, "head_size": H}
+        mixer = build("full", Geometry(**sizes, causal=False, execution=execution), rngs=nnx.Rngs(0))
+        total = lambda x, context: jnp.sum(jnp.sin(mixer(x, layout, context=context)[0]))
+        return jit(jax.value_and_grad(total, (0, 1)))(x, context)
+
+    agree(results("interpret"), results("xla"), within=1e-5, what="with a padded context ")
 
 
 @pytest.mark.parametrize("before, after", [(None, 0), (60, 0), (130, 130), (None, None)])
@@ -144,13 +165,15 @@ def test_the_tiles_of_a_pattern_are_the_pattern(before, after):
 
 
 def test_without_a_rule_every_tile_is_whole():
-    assert by_distance(None, 300, 500, 128).kinds.tolist() == [[TileMask.EVERY] * 4] * 3
+    mask = everything(64, 500)
+    assert mask.tile == (128, 256) and mask.kinds.tolist() == [[TileMask.EVERY] * 2]
 
 
 def dense(mask: TileMask) -> np.ndarray:
     rows, columns = mask.kinds.shape
-    at = lambda n: slice(n * mask.tile, (n + 1) * mask.tile)
-    whole = lambda part: np.broadcast_to(part, (mask.tile, mask.tile))
+    tile, _ = mask.tile
+    at = lambda n: slice(n * tile, (n + 1) * tile)
+    whole = lambda part: np.broadcast_to(part, mask.tile)
     return np.block([[whole(mask[at(r), at(c)]) for c in range(columns)] for r in range(rows)])
 
 
@@ -173,12 +196,7 @@ ALONE, WITH_ALL = Axes(data=1, sequence=8), Axes(data=1, fsdp=2, tensor=2, seque
         ("sliding_window", "causal", WITH_ALL, {"window": 5}),  # a halo
         ("sliding_window", "bidirectional", ALONE, {"window": 10}),  # of more than a shard
         ("softcap", "causal", ALONE, {"cap": 0.5}),
-        (
-            "nystrom",
-            "bidirectional",
-            WITH_ALL,
-            {},
-        ),  # landmarks ask all shards
+        ("nystrom", "bidirectional", WITH_ALL, {}),  # landmarks ask all shards
         ("latent", "bidirectional", ALONE, {}),
     ],
 )
@@ -237,9 +255,7 @@ def test_parts_of_the_keys_merge_into_all_of_them(soft_cap):
     q, k, v, do = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
 
     def of(keys):
-        return Splash(
-            mask=by_distance(None, length, keys, 128), scale=H**-0.5, soft_cap=soft_cap, interpret=True
-        )
+        return Splash(mask=everything(length, keys), scale=H**-0.5, soft_cap=soft_cap, interpret=True)
 
     parts = slice(0, 70), slice(70, length)
     o, lse = merge([of(at.stop - at.start).forward(q, k[:, at], v[:, at]) for at in parts])

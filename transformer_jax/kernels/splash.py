@@ -19,8 +19,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 NAME = "splash"
 TILES = (512, 256, 128)
-"""Queries, and keys, of a tile: the first that is no longer than what a query sees, the last otherwise.
-128 is the least that the kernel takes."""
+"""Queries, or keys, of a tile: the first that is no longer than all of them, or than what a query sees, else
+the last. 128 is the least that the kernel takes."""
 DTYPES = ("float32", "bfloat16")
 
 
@@ -30,15 +30,15 @@ class TileMask(splash.Mask):
     Only tiles that are seen in part have a mask, equal ones the same.
 
     Attributes:
-      tile: queries, and keys, of a tile.
+      tile: (queries, keys) of a tile.
       kinds: (tiles of queries, tiles of keys) int: −1 where all is seen, −2 where nothing, else the number of
         its mask in `parts`.
-      parts: (tile, tile) bool each.
+      parts: bool each, of the shape of a tile.
     """
 
     EVERY, NONE = -1, -2
 
-    def __init__(self, kinds: np.ndarray, parts: Sequence[np.ndarray], tile: int):
+    def __init__(self, kinds: np.ndarray, parts: Sequence[np.ndarray], tile: tuple[int, int]):
         self.kinds, self.parts, self.tile = kinds, parts, tile
         seal = hashlib.sha256(f"{kinds.shape} {tile}".encode() + kinds.tobytes())
         for part in parts:
@@ -47,10 +47,10 @@ class TileMask(splash.Mask):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.kinds.shape[0] * self.tile, self.kinds.shape[1] * self.tile
+        return self.kinds.shape[0] * self.tile[0], self.kinds.shape[1] * self.tile[1]
 
     def __getitem__(self, idx) -> np.ndarray:
-        row, column = (at.start // self.tile for at in idx)
+        row, column = (at.start // size for at, size in zip(idx, self.tile, strict=True))
         kind = self.kinds[row, column]
         # Of a uniform tile only `any` and `all` are asked: one element answers as well as 512².
         return np.full((1, 1), kind == self.EVERY) if kind < 0 else self.parts[kind]
@@ -62,26 +62,30 @@ class TileMask(splash.Mask):
         return hash(self._digest)
 
 
-def tile_size(keys_seen: float) -> int:
-    """The tile for queries that see so many keys each."""
-    return next((tile for tile in TILES if tile <= keys_seen), TILES[-1])
+def tile_size(tokens: float) -> int:
+    """The tile for so many tokens: those there are, or the keys that a query sees."""
+    return next((tile for tile in TILES if tile <= tokens), TILES[-1])
 
 
-def by_distance(rule: Callable | None, queries: int, keys: int, tile: int) -> TileMask:
-    """The mask of a rule (i, j) → bool that depends on i − j alone; None: every query sees every key.
+def everything(queries: int, keys: int) -> TileMask:
+    """Every query sees every key. A few queries, or a few keys, fill tiles of their own length."""
+    tile = tile_size(queries), tile_size(keys)
+    return TileMask(np.full((-(-queries // tile[0]), -(-keys // tile[1])), TileMask.EVERY), [], tile)
+
+
+def by_distance(rule: Callable, queries: int, keys: int, tile: int) -> TileMask:
+    """The mask of a rule (i, j) → bool that depends on i − j alone.
 
     As tiles on one diagonal are equal, the rule is asked once per distance.
     """
     rows, columns = -(-queries // tile), -(-keys // tile)
-    if rule is None:
-        return TileMask(np.full((rows, columns), TileMask.EVERY), [], tile)
     distance = np.arange(-columns * tile + 1, rows * tile)
     seen = known(rule, distance, np.zeros_like(distance))
     within = np.arange(tile)[:, None] - np.arange(tile)[None] + columns * tile - 1
     numbered = Numbered()
     diagonal = [numbered(seen[(n - columns + 1) * tile + within]) for n in range(rows + columns - 1)]
     kinds = np.array(diagonal)[np.arange(rows)[:, None] - np.arange(columns)[None] + columns - 1]
-    return TileMask(kinds, numbered.parts, tile)
+    return TileMask(kinds, numbered.parts, (tile, tile))
 
 
 def by_place(rule: Callable, queries: int, keys: int, listed: np.ndarray, tile: int) -> TileMask:
@@ -94,7 +98,7 @@ def by_place(rule: Callable, queries: int, keys: int, listed: np.ndarray, tile: 
         i = np.minimum(row * tile + place, queries - 1)[:, None]
         j = np.minimum(column * tile + place, keys - 1)[None]
         kinds[row, column] = numbered(np.broadcast_to(known(rule, i, j), (tile, tile)))
-    return TileMask(kinds, numbered.parts, tile)
+    return TileMask(kinds, numbered.parts, (tile, tile))
 
 
 class Numbered:
@@ -206,7 +210,7 @@ class Splash:
     ) -> splash_attention_kernel.SplashAttentionKernel:
         return splash.make_splash_mha(
             splash.MultiHeadMask([self.mask] * heads),
-            block_sizes=tiles(self.mask.tile),
+            block_sizes=tiles(*self.mask.tile),
             head_shards=1,
             q_seq_shards=1,
             attn_logits_soft_cap=self.soft_cap,
@@ -230,15 +234,15 @@ def back(x: jax.Array, length: int) -> jax.Array:
     return jnp.moveaxis(x, 1, 2)[:, :length]
 
 
-def tiles(size: int) -> splash.BlockSizes:
+def tiles(queries: int, keys: int) -> splash.BlockSizes:
     """Of the forward pass and of both backward ones. (The fused backward pass keeps T²/tile numbers.)"""
     return splash.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_kv_compute=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_kv_dkv_compute=size,
-        block_q_dq=size,
-        block_kv_dq=size,
+        block_q=queries,
+        block_kv=keys,
+        block_kv_compute=keys,
+        block_q_dkv=queries,
+        block_kv_dkv=keys,
+        block_kv_dkv_compute=keys,
+        block_q_dq=queries,
+        block_kv_dq=keys,
     )

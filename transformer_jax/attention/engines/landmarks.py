@@ -1,7 +1,7 @@
 """Softmax attention over m landmarks: keys and values compressed along time.
 
-With the sequence cut over devices each reduces its own tokens, and the sums of all are the landmarks, which
-every device has; tokens then ask them where they are.
+With the sequence cut over devices each reduces its own tokens, and the sums of all are the landmarks. While
+they are few every device has all of them, and tokens ask them where they are.
 """
 
 from __future__ import annotations
@@ -46,6 +46,14 @@ def _compressed(x: jax.Array, projection: jax.Array, valid: jax.Array | None) ->
     return jnp.einsum(f"bskh,{rows}->bmkh", x, projection.astype(x.dtype))
 
 
+def means(x: jax.Array, count: int) -> jax.Array:
+    """Of x (B, T, K, H) the means (B, count, K, H) of equal segments, in float32 or wider: `compress` without
+    a product, where T is a multiple of the count."""
+    if cuts(x) and count % Shards.of(len(x)).count:
+        return compress(x, jnp.repeat(jnp.eye(count), x.shape[1] // count, axis=0) * (count / x.shape[1]))
+    return jnp.mean(x.reshape(len(x), count, -1, *x.shape[2:]), axis=2, dtype=accurate(x.dtype))
+
+
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = None) -> jax.Array:
     """softmax(q kᵀ / √H) v over all keys, or those that are `seen` (B, S): tokens that ask landmarks, or
     landmarks that ask tokens.
@@ -64,7 +72,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = No
         q, k, v, segments, plan, rule=None, by_distance=True, scale=scale, soft_cap=None
     )
     if o is None:
-        query, key = ({} if segments is None else {"segment": each} for each in segments or (None, None))
+        query, key = softmax_sharded.segment_streams(segments)
         o, _ = softmax_sharded.attend(q, k, v, plan, InParts(partial(score, scale)), query=query, key=key)
     return o.astype(accurate(v.dtype))
 
@@ -84,6 +92,6 @@ def weights(q: jax.Array, keys: jax.Array, seen: jax.Array | None = None) -> jax
     return jax.nn.softmax(s, axis=-1)
 
 
-def flops(batch: int, queries: int, keys: int, landmarks: int, heads: int, kv_heads: int, size: int) -> int:
-    """Matrix-product FLOPs of compressing keys and values, and of attending to them."""
-    return 4 * batch * landmarks * size * (keys * kv_heads + queries * heads)
+def attend_flops(batch: int, queries: int, keys: int, heads: int, size: int) -> int:
+    """Matrix-product FLOPs of `attend`."""
+    return 4 * batch * heads * size * band(queries, keys).pairs

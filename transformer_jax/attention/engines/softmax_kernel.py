@@ -1,8 +1,8 @@
 """Softmax over a static pattern on a kernel of the device, where one can honour all of it.
 
-The kernels give no gradient of the lse: results that are to be merged are the engine's, but for those of a
-ring, whose backward pass reads the lse and sends nothing to it. What a kernel cannot honour it refuses, and
-then the engine's own execution runs.
+The kernels give no gradient of the lse: results that are to be merged are the engine's, but for those over
+the keys of all shards, whose backward pass reads the lse and sends nothing to it. What a kernel cannot honour
+it refuses, and then the engine's own execution runs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def attend(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    segments: tuple[jax.Array, jax.Array] | None,
+    segments: softmax_sharded.Segments,
     plan: Plan,
     *,
     rule: Callable | None,
@@ -39,7 +39,7 @@ def attend(
 
     Args:
       q, k, v: (B, T, N, H), (B, S, K, H), (B, S, K, M).
-      segments: of queries (B, T) and of keys (B, S), −1 where padded; None where all are of one.
+      segments: as `softmax_sharded.Segments`.
       rule: (i, j) → bool, which of the keys that `plan` lists a query sees; None: all of them. by_distance:
         whether it depends on i − j alone.
       scale, soft_cap: what is done to scores.
@@ -62,7 +62,7 @@ def attend(
     if name == cudnn.NAME:
         return on_mesh(lambda q, k, v, _: cudnn.attention(q, k, v, scale=scale, causal=causal), q, k, v, ())
     if cut:
-        query, key = ({} if segments is None else {"segment": x} for x in segments or (None, None))
+        query, key = softmax_sharded.segment_streams(segments)
         # The lse has no gradient here, so it goes no further.
         computation = OnSplash(scale, soft_cap, interpret)
         o, _ = softmax_sharded.attend(q, k, v, plan, computation, query=query, key=key)
@@ -100,9 +100,9 @@ def reached(plan: Plan, distance: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OnSplash:
-    """`softmax.Computation` of bands on the splash kernel: what a ring or a halo brings to a device.
+    """`softmax.Computation` of bands on the splash kernel: of the keys that come to a device's queries.
 
-    The kernel rounds each part of a ring to the dtype of q; their sum is in float32.
+    The kernel rounds the part of each shard's keys to the dtype of q; their sum is in float32.
     """
 
     scale: float
@@ -120,10 +120,9 @@ class OnSplash:
         return Inputs(dq, dk, dv, {}, {}, {}, {})
 
     def kernel(self, plan: Plan) -> splash.Splash:
-        rule = lambda i, j: reached(plan, i + plan.place - j)
-        tile = tile_size(plan)
-        mask = splash.by_distance(rule, plan.queries, plan.keys, tile)
-        return splash.Splash(mask=mask, scale=self.scale, soft_cap=self.soft_cap, interpret=self.interpret)
+        return splash.Splash(
+            mask=band_of(plan), scale=self.scale, soft_cap=self.soft_cap, interpret=self.interpret
+        )
 
 
 def segments_of(x: Inputs) -> tuple[jax.Array | None, jax.Array | None]:
@@ -153,14 +152,20 @@ def on_mesh(f: Callable, q: jax.Array, k: jax.Array, v: jax.Array, segments: tup
     return shards.run(f, *inputs, out=shards.streams(q))
 
 
-def tile_size(plan: Plan) -> int:
-    return splash.tile_size(min(plan.pairs / plan.queries, plan.queries))
+def band_of(plan: Plan) -> splash.TileMask:
+    """What a plan reaches, as a kernel reads it."""
+    if plan.reach == (None, None):
+        return splash.everything(plan.queries, plan.keys)
+    rule = lambda i, j: reached(plan, i + plan.place - j)
+    return splash.by_distance(rule, plan.queries, plan.keys, splash.tile_size(plan.pairs / plan.queries))
 
 
 def tiles_of(plan: Plan, rule: Callable | None, by_distance: bool) -> splash.TileMask:
     """The pattern as a kernel reads it."""
-    tile = tile_size(plan)
-    if by_distance and plan.reach is not None:
+    if rule is None and plan.reach is not None:
+        return band_of(plan)
+    tile = splash.tile_size(plan.pairs / plan.queries)
+    if rule is not None and by_distance and plan.reach is not None:
         return splash.by_distance(rule, plan.queries, plan.keys, tile)
     keys = np.stack([plan.listed(row) for row in range(plan.rows)])
 

@@ -19,7 +19,7 @@ from transformer_jax.attention.engines.softmax_plan import Plan
 from transformer_jax.attention.heads import HeadMixer
 
 
-def segments_of(layout: Layout, queries: int) -> tuple[jax.Array, jax.Array] | None:
+def segments_of(layout: Layout, queries: int) -> softmax_sharded.Segments:
     """Segments of so many queries, the first, and of the keys, −1 where padded; None where all are of one."""
     if layout.segments is None and layout.lengths is None:
         return None
@@ -111,9 +111,10 @@ class SoftmaxMixer(HeadMixer):
         everything = self.within(place, place) is None
         plan = self.plan(q.shape[1], k.shape[1])
         # Padding is on the right: a causal query that is none sees none.
-        alone = layout.segments is None and softmax_sharded.after_none(plan)
+        padded_only = layout.segments is None and softmax_sharded.after_none(plan)
+        segments = None if padded_only else segments_of(layout, q.shape[1])
         return softmax_kernel.attend(
-            *(q, k, v, None if alone else segments_of(layout, q.shape[1]), plan),
+            *(q, k, v, segments, plan),
             rule=None if everything else self.within,
             by_distance=not isinstance(self, StoredMixer),
             scale=self.scale,
@@ -146,8 +147,8 @@ class SoftmaxMixer(HeadMixer):
         query, key = self.read_by_score(streams)
         query |= {"index": jnp.arange(q.shape[1])}
         key |= {"index": jnp.arange(k.shape[1]), "k": k, "v": v}
-        if (segments := segments_of(layout, q.shape[1])) is not None:
-            query["segment"], key["segment"] = segments
+        of_query, of_key = softmax_sharded.segment_streams(segments_of(layout, q.shape[1]))
+        query, key = query | of_query, key | of_key
         if places is not None:
             key = {name: jnp.take(x, places, axis=min(x.ndim - 1, 1)) for name, x in key.items()}
         k, v = key.pop("k"), key.pop("v")

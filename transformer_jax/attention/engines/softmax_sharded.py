@@ -6,7 +6,7 @@
   shard's queries, and that every query sees them all: of keys that come after it a query would compute, and
   throw away, as many as it needs.
 - Few queries, which see all keys: each shard gives the part of its keys, and the parts merge. Few means that
-  they take no more memory than a shard's keys.
+  they and their results take no more memory than a shard's keys and values.
 - Otherwise all keys go round (`softmax_ring`).
 - What no `reach` describes, or does not divide over the devices, is computed on whole sequences.
 """
@@ -33,6 +33,15 @@ from transformer_jax.attention.engines.softmax_ring import ring
 from transformer_jax.attention.engines.softmax_rows import Streams
 from transformer_jax.parallel.mesh import cuts_sequence, on
 from transformer_jax.parallel.sequence import AXIS, Shards, gathered, halo, rank
+
+Segments = tuple[jax.Array, jax.Array] | None
+"""Of queries (B, T) and of keys (B, S), −1 where padded; None where all are of one."""
+
+
+def segment_streams(segments: Segments) -> tuple[Streams, Streams]:
+    """As a score reads them."""
+    return ({}, {}) if segments is None else ({"segment": segments[0]}, {"segment": segments[1]})
+
 
 Way = Literal["near", "rings", "everywhere", "from all", "ring", "whole"]
 """In the order of the list above; `rings` are those of interleaved sequences."""
@@ -89,7 +98,8 @@ def way(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan, step: int = 1) -> 
         return "rings"
     if queries and after is None and (not keys or k.size + v.size <= q.size // count):
         return "everywhere"
-    if keys and after is None and (not queries or q.size <= (k.size + v.size) // count):
+    o = q.size // q.shape[-1] * v.shape[-1]
+    if keys and after is None and (not queries or q.size + o <= (k.size + v.size) // count):
         return "from all"
     if together or (queries and keys and after is None):
         return "ring"
@@ -106,7 +116,7 @@ def hidden(q: jax.Array, k: jax.Array, v: jax.Array, plan: Plan) -> str:
             return ""
         case "ring" if plan.reach == (None, 0):
             return "" if in_halves(q, plan) else "a causal ring wants shards with an even number of tokens"
-        case "ring" | "everywhere":
+        case "ring" | "everywhere" | "from all":
             return "its window is wider than a halo may be"
         case _:
             return "its keys do not come from the other shards in order"

@@ -90,7 +90,9 @@ class Hyena(CoreMixer):
         for layer in (self.first, self.second, self.third):
             x = jnp.sin(self.frequency[...].astype(exact)[None] * layer(x))
         rate = np.linspace(-np.log(0.01) / 1.5, -np.log(0.01) / 0.3, self.mixed_heads)
-        window = jnp.asarray(np.exp(-t * rate), exact)
+        # Of all channels it is as large as a stream: computed in the program, and not a constant of it.
+        time = jnp.arange(length, dtype=exact)[:, None] / max(longest - 1, 1)
+        window = jnp.exp(-time * jnp.asarray(rate, exact)[None])
         return (self.last(x) * window).at[0].add(self.skip[...].astype(exact))
 
     def weights(self):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -93,4 +95,5 @@ class Latent(HeadMixer):
     def core_flops(self, batch, length):
         g, m = self.geometry, len(self.latents[...])
         between = linear_flops(batch * m, self.packed_key, self.packed_value)
-        return 8 * batch * m * length * g.heads * g.head_size + between
+        flops = partial(engine.attend_flops, batch, heads=g.heads, size=g.head_size)
+        return between + flops(m, length) + flops(length, m)

@@ -63,4 +63,5 @@ class Linformer(HeadMixer):
 
     def core_flops(self, batch, length):
         g = self.geometry
-        return engine.flops(batch, length, length, self.landmarks, g.heads, g.kv_heads, g.head_size)
+        compressed = 4 * batch * length * self.landmarks * g.kv_heads * g.head_size
+        return compressed + engine.attend_flops(batch, length, self.landmarks, g.heads, g.head_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import jax
@@ -98,7 +99,7 @@ class Nystrom(HeadMixer):
         q, k, v, valid = streams["q"], streams["k"], streams["v"], layout.valid
         v = v if valid is None else jnp.where(valid[..., None, None], v, 0)
         if valid is None and q.shape[1] % self.landmarks == 0:
-            means, present = (mean(x, self.landmarks) for x in (q, k)), None
+            means, present = (engine.means(x, self.landmarks) for x in (q, k)), None
         else:
             parts, present = segments(q.shape[1], layout.lengths, self.landmarks)
             means = (engine.compress(x, parts, valid) for x in (q, k))
@@ -113,18 +114,13 @@ class Nystrom(HeadMixer):
 
     def core_flops(self, batch, length):
         g, m = self.geometry, min(self.landmarks, length)
-        uneven = length % self.landmarks > 0  # else no product
-        means = uneven * 2 * batch * length * m * (g.heads + g.kv_heads) * g.head_size
-        softmaxes = (8 * length * m + 2 * m * m) * batch * g.heads * g.head_size
+        heads = 0 if length % self.landmarks == 0 else g.heads + g.kv_heads  # whose means are products
+        means = 2 * batch * length * m * heads * g.head_size
+        flops = partial(engine.attend_flops, batch, heads=g.heads, size=g.head_size)
+        between = 2 * m * m * batch * g.heads * g.head_size
         inverse = 2 * batch * g.heads * (4 * self.iterations * m**3 + m * m * g.head_size)
         skip = centred_flops(batch, length, g.heads, g.head_size, self.kernel[...].shape[1])
-        return means + softmaxes + inverse + skip
-
-
-def mean(x: jax.Array, count: int) -> jax.Array:
-    """Of x (B, T, K, H) the means (B, count, K, H) of equal segments, in float32 or wider."""
-    parts = x.reshape(len(x), count, -1, *x.shape[2:])
-    return jnp.mean(parts, axis=2, dtype=jnp.promote_types(jnp.float32, x.dtype))
+        return means + flops(m, length) + flops(length, m) + between + inverse + skip
 
 
 def segments(length: int, lengths: jax.Array | None, landmarks: int) -> tuple[jax.Array, jax.Array | None]:
