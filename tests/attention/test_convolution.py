@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from transformer_jax.attention.catalogue import find
 from transformer_jax.attention.contract import Layout
 from transformer_jax.attention.convolution import ShortConvolution, centred
+from transformer_jax.conformance.cost import flops_are_stated
+from transformer_jax.conformance.subject import Subject
 from transformer_jax.errors import BadInput
 
 pytestmark = pytest.mark.quick
@@ -34,16 +37,31 @@ def case(taps, length=13):
     return convolution, x, segments.astype(np.int32)
 
 
-@pytest.mark.parametrize("taps", [1, 2, 4])
-def test_it_is_a_causal_sum_over_taps_within_segments(taps):
-    convolution, x, segments = case(taps)
+@pytest.mark.parametrize("taps, length", [(1, 13), (2, 13), (4, 13), (20, 13), (20, 37), (20, 300)])
+def test_it_is_a_causal_sum_over_taps_within_segments(taps, length):
+    """By shifted copies, and of many taps by products."""
+    convolution, x, segments = case(taps, length)
     kernel = np.asarray(convolution.kernel[...])
-    plain = Layout.plain(2, 13)
+    plain = Layout.plain(2, length)
     for layout, named in ((plain, 0 * segments), (Layout(plain.positions, jnp.asarray(segments)), segments)):
         y, state = convolution(x, layout)
         wanted = np.stack([by_taps(kernel, *row) for row in zip(x, named, strict=True)])
         np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
         assert state is None
+
+
+def test_of_many_taps_a_prompt_and_what_follows_are_the_whole():
+    convolution, x, _ = case(20, 60)
+    whole, _ = convolution(x, Layout.plain(2, 60))
+    state, pieces = convolution.init_state(2), []
+    for begin, end in ((0, 40), (40, 41), (41, 60)):
+        y, state = convolution(x[:, begin:end], Layout.plain(2, end - begin), state)
+        pieces.append(y)
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_products_of_many_taps_are_counted():
+    flops_are_stated(Subject(find("h3"), True, {"part": 2, "state_size": 6, "taps": 20}))
 
 
 @pytest.mark.parametrize("cuts", [(0, 13), (0, 4, 13), (0, 5, 6, 13), tuple(range(14))])

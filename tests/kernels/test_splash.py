@@ -132,10 +132,10 @@ def test_padding_and_packing_are_those_of_the_engine(name, causal, options, pack
 
 
 @pytest.mark.parametrize("queries, keys", [(150, 70), (70, 150)])
-def test_a_padded_context_is_that_of_the_engine(queries, keys):
+def test_cross_attention_of_padded_rows_is_that_of_the_engine(queries, keys):
     rng = np.random.default_rng(0)
     x, context = (jnp.asarray(rng.standard_normal((B, n, 32)), jnp.float32) for n in (queries, keys))
-    layout = Layout(Layout.plain(B, keys).positions, None, jnp.asarray([keys, 33]))
+    layout = Layout(Layout.plain(B, queries).positions, None, jnp.asarray([queries, 33]))
 
     def results(execution):
         sizes = {"width": 32, "heads": N, "kv_heads": K, "head_size": H}
@@ -143,7 +143,7 @@ def test_a_padded_context_is_that_of_the_engine(queries, keys):
         total = lambda x, context: jnp.sum(jnp.sin(mixer(x, layout, context=context)[0]))
         return jit(jax.value_and_grad(total, (0, 1)))(x, context)
 
-    agree(results("interpret"), results("xla"), within=1e-5, what="with a padded context ")
+    agree(results("interpret"), results("xla"), within=1e-5, what="of cross-attention ")
 
 
 @pytest.mark.parametrize("before, after", [(None, 0), (60, 0), (130, 130), (None, None)])

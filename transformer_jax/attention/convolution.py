@@ -43,6 +43,11 @@ class ShortConvolution(nnx.Module):
         y = _convolved(kernel, seen, segments)
         return y, None if state is None else self._after(seen, segments, layout, memory)
 
+    def flops(self, batch: int, length: int) -> int:
+        """Matrix-product FLOPs, without segments: none of a few taps, which are shifted copies."""
+        long = _is_long(self.taps, length)
+        return product_flops(batch, length, self.channels, 1, self.taps) if long else 0
+
     def init_state(self, batch: int) -> State:
         return {
             "inputs": jnp.zeros((batch, self.taps - 1, self.channels), self.dtype),
@@ -66,6 +71,8 @@ def _convolved(kernel: jax.Array, seen: jax.Array, segments: jax.Array | None) -
     """y (B, T, C) with kernel (taps, C), from inputs and segments of taps − 1 tokens more."""
     before = len(kernel) - 1
     length = seen.shape[1] - before
+    if segments is None and _is_long(len(kernel), length):
+        return _by_products(seen[..., None], kernel.T)[..., 0]
     kernel = kernel[:, None, None]
     y = seen[:, before:] * kernel[-1]
     for j in range(before):
@@ -82,23 +89,30 @@ def _on_shard(x: jax.Array, segments: jax.Array | None, kernel: jax.Array) -> ja
     return _convolved(kernel, *halo((x, segments), len(kernel) - 1))
 
 
-BLOCK = 128
-"""Tokens that `centred` convolves by one product."""
-
-
 def centred(v: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Σ_j kernel_j v_{t+j}, j around 0: v (B, T, N, H) with kernel (N, taps), zeros beyond the ends.
-
-    A block of tokens is a product with a matrix whose diagonals are the taps: of the gradient of shifted
-    copies, one for each tap, a TPU's compiler keeps them all, and a CPU's reads them one after another.
-    """
+    """Σ_j kernel_j v_{t+j}, j around 0: v (B, T, N, H) with kernel (N, taps), zeros beyond the ends."""
     reach = kernel.shape[1] // 2
     if cuts_sequence():
-        return along_time(lambda v, kernel: _centred(halo(v, reach, reach), kernel), v, whole=kernel)
-    return _centred(jnp.pad(v, ((0, 0), (reach, reach), (0, 0), (0, 0))), kernel)
+        return along_time(lambda v, kernel: _by_products(halo(v, reach, reach), kernel), v, whole=kernel)
+    return _by_products(jnp.pad(v, ((0, 0), (reach, reach), (0, 0), (0, 0))), kernel)
 
 
-def _centred(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+BLOCK = 128
+"""Tokens that `_by_products` convolves by one product."""
+LONG = 16
+"""Taps from which on a convolution is such products: on CPUs a few shifted copies are faster."""
+
+
+def _is_long(taps: int, length: int) -> bool:
+    return LONG <= taps <= length
+
+
+def _by_products(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Σ_j kernel_j x_{t+j}: x (B, T + taps − 1, N, H) with kernel (N, taps) → (B, T, N, H).
+
+    A block of tokens is a product with a matrix whose diagonals are the taps. Of the gradient of shifted
+    copies, one for each tap, a TPU's compiler keeps them all, and a CPU's reads them one after another.
+    """
     batch, _, heads, size = padded.shape
     before = kernel.shape[1] - 1
     length = padded.shape[1] - before
@@ -120,7 +134,7 @@ def _blocks(length: int, before: int) -> tuple[int, int]:
     return block, -(-length // block)
 
 
-def centred_flops(batch: int, length: int, heads: int, size: int, taps: int) -> int:
-    """Matrix-product FLOPs of `centred`."""
+def product_flops(batch: int, length: int, heads: int, size: int, taps: int) -> int:
+    """Matrix-product FLOPs of `_by_products`."""
     block, count = _blocks(length, taps - 1)
     return 2 * batch * count * block * (block + taps - 1) * heads * size

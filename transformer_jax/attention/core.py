@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Layout, Mixer, State
+from transformer_jax.attention.convolution import ShortConvolution
 from transformer_jax.errors import BadInput
 from transformer_jax.kernels.choice import executing
 from transformer_jax.parallel.mesh import cuts_sequence, on
@@ -133,7 +134,9 @@ class CoreMixer(Mixer):
         raise NotImplementedError
 
     def flops(self, batch, length):
-        return self.projection_flops(batch, length) + self.core_flops(batch, length)
+        convolutions = (part for part in vars(self).values() if isinstance(part, ShortConvolution))
+        convolved = sum(part.flops(batch, length) for part in convolutions)
+        return self.projection_flops(batch, length) + convolved + self.core_flops(batch, length)
 
 
 def on_heads(x: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from transformer_jax.attention.contract import Capability, Geometry
-from transformer_jax.attention.convolution import centred, centred_flops
+from transformer_jax.attention.convolution import centred, product_flops
 from transformer_jax.attention.core import repeat_heads
 from transformer_jax.attention.engines import landmarks as engine
 from transformer_jax.attention.heads import HeadMixer
@@ -119,7 +119,7 @@ class Nystrom(HeadMixer):
         flops = partial(engine.attend_flops, batch, heads=g.heads, size=g.head_size)
         between = 2 * m * m * batch * g.heads * g.head_size
         inverse = 2 * batch * g.heads * (4 * self.iterations * m**3 + m * m * g.head_size)
-        skip = centred_flops(batch, length, g.heads, g.head_size, self.kernel[...].shape[1])
+        skip = product_flops(batch, length, g.heads, g.head_size, self.kernel[...].shape[1])
         return means + flops(m, length) + flops(length, m) + between + inverse + skip
 
 
