@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 
 import pytest
 
@@ -12,7 +13,7 @@ from transformer_jax.data.tasks import TASKS
 from transformer_jax.errors import BadInput
 from transformer_jax.model.config import Transformer, mechanism
 from transformer_jax.train.config import Train
-from transformer_jax.train.run import Run, claim, digest, load_run, resolved
+from transformer_jax.train.run import Run, claim, digest, load_run, resolved, versions
 
 pytestmark = pytest.mark.quick
 
@@ -97,3 +98,14 @@ def test_a_seed_must_be_a_whole_number():
         toy_run(seed=1.5)
     with pytest.raises(BadInput, match="at least 0"):
         toy_run(seed=-1)
+
+
+def test_the_commit_is_that_of_the_imported_code(monkeypatch):
+    """One record for all that a process computes, whatever is committed while it does."""
+    found = versions()
+
+    def later(*_, **__):
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(subprocess, "run", later)
+    assert versions() == found

@@ -13,6 +13,7 @@ import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -238,8 +239,10 @@ def _own_version() -> str:
         return getattr(transformer_jax, "__version__", "unknown")
 
 
+@cache
 def _commit() -> str | None:
-    """The commit of this package's own checkout; nothing where it is installed elsewhere."""
+    """The commit of this package's own checkout, whose code was imported: what is committed while a process
+    runs does not change it. Nothing where it is installed elsewhere."""
     here = Path(transformer_jax.__file__).resolve().parent
     if not (here.parent / ".git").exists():
         return None
