@@ -141,7 +141,8 @@ def render(plans: Iterable[Plan]) -> Group:
     if uncalibrated:
         calibrated.append(f"Uncalibrated on {', '.join(uncalibrated)}: compared with no measurement.")
     left = sorted({reason for made in plans for reason in made.left_out})
-    notes = [Text(MODEL), *map(Text, calibrated), Text(f"Left out: {'; '.join(left)}. Memory in GiB.")]
+    without = f"Left out: {'; '.join(left)}. " if left else ""
+    notes = [Text(MODEL), *map(Text, calibrated), Text(f"{without}Memory in GiB.")]
     return Group(table, *lines, *notes)
 
 
