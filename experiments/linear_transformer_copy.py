@@ -15,7 +15,9 @@ Cost (single and paper are not timed yet; single is meant for an hour on one acc
 
 What the paper does not say, and we take: width 256, 10,000 updates. Smoke and single fall along a cosine.
 
-Expect: full and gated_delta_net near 1.0, linear later; the window only on words shorter than itself.
+Expect: at smoke, 600 steps, the mean accuracy of two seeds was 0.95 for full, 0.76 for linear, 0.74 for
+gated_delta_net and 0.69 for the window, which copies words shorter than itself; whether the recurrences catch
+up takes more steps.
 """
 
 from transformer_jax.cli import run_file
