@@ -95,12 +95,12 @@ def test_only_few_queries_are_on_all_devices(on_eight_devices, queries, keys, wa
     assert on_eight_devices(on_shards.way, queries, keys, devices=2) == way
 
 
-def test_means_of_segments_that_devices_share_gather_no_tokens(on_eight_devices):
-    """Six segments of 192 tokens each, over eight devices, and eight of 256."""
-    for landmarks in (6, 8):
-        subject = Subject(find("nystrom"), False, {"landmarks": landmarks, "taps": 5})
-        found = on_eight_devices(on_shards.program, subject, 8, 192 if landmarks == 6 else 256)
-        assert found.gathered < found.streamed, f"an array of {found.gathered} numbers is gathered"
+@pytest.mark.parametrize("landmarks, per_device", [(6, 192), (8, 256)])
+def test_means_of_segments_gather_no_tokens(on_eight_devices, landmarks, per_device):
+    """Segments of 256 tokens, of which six lie over the borders of eight devices."""
+    subject = Subject(find("nystrom"), False, {"landmarks": landmarks, "taps": 5})
+    found = on_eight_devices(on_shards.program, subject, 8, per_device)
+    assert found.gathered < found.streamed, f"an array of {found.gathered} numbers is gathered"
 
 
 @pytest.mark.slow

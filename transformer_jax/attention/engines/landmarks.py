@@ -46,11 +46,14 @@ def _compressed(x: jax.Array, projection: jax.Array, valid: jax.Array | None) ->
     return jnp.einsum(f"bskh,{rows}->bmkh", x, projection.astype(x.dtype))
 
 
+def even(x: jax.Array, count: int) -> bool:
+    """Is x (B, T, …) cut into so many equal segments, none of which lies on two devices?"""
+    return x.shape[1] % count == 0 and not (cuts(x) and count % Shards.of(len(x)).count)
+
+
 def means(x: jax.Array, count: int) -> jax.Array:
-    """Of x (B, T, K, H) the means (B, count, K, H) of equal segments, in float32 or wider: `compress` without
-    a product, where T is a multiple of the count."""
-    if cuts(x) and count % Shards.of(len(x)).count:
-        return compress(x, jnp.repeat(jnp.eye(count), x.shape[1] // count, axis=0) * (count / x.shape[1]))
+    """Of x (B, T, K, H) the means (B, count, K, H) of `even` segments, in float32 or wider: without the
+    product of `compress`."""
     return jnp.mean(x.reshape(len(x), count, -1, *x.shape[2:]), axis=2, dtype=accurate(x.dtype))
 
 
@@ -79,8 +82,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array | None = No
 
 def score(scale: float, qk: jax.Array, query: Streams, key: Streams, shared: Streams) -> jax.Array:
     """`softmax.Score` of keys that are hidden where their segment is another."""
-    s = qk * scale
-    return jnp.where(query["segment"][:, None] == key["segment"][None], s, -jnp.inf) if query else s
+    return softmax_sharded.within_segments(qk * scale, query, key)
 
 
 def weights(q: jax.Array, keys: jax.Array, seen: jax.Array | None = None) -> jax.Array:

@@ -50,10 +50,10 @@ def attend(
         return None
     causal = softmax_sharded.after_none(plan)
     limits = {"capped": soft_cap is not None, "segmented": segments is not None}
-    alone = "the sequence is cut over devices" if cut else cudnn.refusal(q, k, v, plan.reach, **limits)
+    on_gpu = "the sequence is cut over devices" if cut else cudnn.refusal(q, k, v, plan.reach, **limits)
     kernels = (
         Kernel(splash.NAME, "tpu", splash.refusal(q, k, v)),
-        Kernel(cudnn.NAME, "gpu", alone, interpretable=False),
+        Kernel(cudnn.NAME, "gpu", on_gpu, interpretable=False),
     )
     chosen = choose(kernels)
     if chosen is None:

@@ -62,9 +62,7 @@ class SoftmaxMixer(HeadMixer):
         if "index" in query:
             seen = (sees or self.sees)(query["index"][:, None], key["index"][None])
             s = s if seen is None else jnp.where(seen, s, -jnp.inf)
-        if "segment" in query:
-            s = jnp.where(query["segment"][:, None] == key["segment"][None], s, -jnp.inf)
-        return s
+        return softmax_sharded.within_segments(s, query, key)
 
     @property
     def scale(self) -> float:

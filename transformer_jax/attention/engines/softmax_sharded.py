@@ -43,6 +43,13 @@ def segment_streams(segments: Segments) -> tuple[Streams, Streams]:
     return ({}, {}) if segments is None else ({"segment": segments[0]}, {"segment": segments[1]})
 
 
+def within_segments(s: jax.Array, query: Streams, key: Streams) -> jax.Array:
+    """Scores s (t, s), −inf where the key is of another segment."""
+    if "segment" not in query:
+        return s
+    return jnp.where(query["segment"][:, None] == key["segment"][None], s, -jnp.inf)
+
+
 Way = Literal["near", "rings", "everywhere", "from all", "ring", "whole"]
 """In the order of the list above; `rings` are those of interleaved sequences."""
 

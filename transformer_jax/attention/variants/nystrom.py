@@ -98,7 +98,7 @@ class Nystrom(HeadMixer):
     def core(self, streams, layout, state):
         q, k, v, valid = streams["q"], streams["k"], streams["v"], layout.valid
         v = v if valid is None else jnp.where(valid[..., None, None], v, 0)
-        if valid is None and q.shape[1] % self.landmarks == 0:
+        if valid is None and engine.even(q, self.landmarks):
             means, present = (engine.means(x, self.landmarks) for x in (q, k)), None
         else:
             parts, present = segments(q.shape[1], layout.lengths, self.landmarks)
